@@ -1,0 +1,319 @@
+// The operators: schemas, checks of what torch hands over, and the parameter structs of the kernels.
+//
+// Shapes are as in istc.h. Python (fsad_ext/ops.py) adds fake kernels, autograd and autocast.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "build_info.h"
+#include "cpu/dispatch.h"
+#include "istc.h"
+
+#ifdef FSAD_HAS_CUDA
+#include "cuda/launch.h"
+#endif
+
+namespace fsad {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// ---- checks ------------------------------------------------------------------------------------------
+
+std::string shape(const Tensor& tensor) {
+  std::string text = "(";
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  }
+  return text + ")";
+}
+
+void check_like(const char* name, const Tensor& tensor, const Tensor& like,
+                const std::vector<int64_t>& sizes) {
+  std::string expected = "(";
+  bool fits = tensor.dim() == static_cast<int64_t>(sizes.size());
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    fits = fits && tensor.size(i) == sizes[i];
+    expected += (i ? ", " : "") + std::to_string(sizes[i]);
+  }
+  STD_TORCH_CHECK(fits, "fsad: ", name, " must have the shape ", expected, "), got ", shape(tensor));
+  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "fsad: ", name,
+                  " must have the dtype of the queries");
+  STD_TORCH_CHECK(tensor.device() == like.device(), "fsad: ", name, " must be on the device of the queries");
+  STD_TORCH_CHECK(tensor.is_contiguous(), "fsad: ", name, " must be contiguous");
+}
+
+std::vector<int64_t> sizes(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
+
+// ---- parameter structs -------------------------------------------------------------------------------
+
+template <class Real>
+const Real* read(const Tensor& tensor) {
+  return static_cast<const Real*>(tensor.const_data_ptr());
+}
+
+template <class Real>
+Real* write(const Tensor& tensor) {
+  return static_cast<Real*>(tensor.mutable_data_ptr());
+}
+
+template <class Real>
+PatchMap<const Real> patch_map(const Tensor& maps, int64_t receptive_field) {
+  return {read<Real>(maps), maps.size(1), maps.size(2),
+          maps.size(3),     maps.size(4), static_cast<int>(receptive_field)};
+}
+
+// What the four operators share; Params is an IstcProblem or PeakAtom.
+template <class Real, class Params>
+void set_maps(Params& p, const Tensor& queries, const Tensor& atoms, const std::optional<Tensor>& atom_index,
+              int64_t receptive_field) {
+  p.query_map = patch_map<Real>(queries, receptive_field);
+  p.atom_map = patch_map<Real>(atoms, receptive_field);
+  p.tasks = queries.size(0);
+  p.queries = p.query_map.positions();
+  p.atoms = atom_index ? atom_index->size(1) : p.atom_map.positions();
+  p.width = queries.size(4) * receptive_field * receptive_field;
+  p.atom_index = atom_index ? read<int64_t>(*atom_index) : nullptr;
+}
+
+void check_maps(const Tensor& queries, const Tensor& atoms, const std::optional<Tensor>& atom_index,
+                int64_t receptive_field) {
+  STD_TORCH_CHECK(queries.dim() == 5, "fsad: queries must be (T, B, h, w, c), got ", shape(queries));
+  const ScalarType dtype = queries.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  "fsad: queries must be float32 or float64");
+  STD_TORCH_CHECK(atoms.dim() == 5 && atoms.size(0) == queries.size(0) && atoms.size(4) == queries.size(4),
+                  "fsad: atoms must be (T, K, H, W, c) with the T and c of queries ", shape(queries),
+                  ", got ", shape(atoms));
+  check_like("queries", queries, queries, sizes(queries));
+  check_like("atoms", atoms, queries, sizes(atoms));
+  STD_TORCH_CHECK(receptive_field > 0 && receptive_field % 2 == 1,
+                  "fsad: receptive_field must be odd and positive, got ", receptive_field);
+  if (atom_index) {
+    STD_TORCH_CHECK(atom_index->dim() == 2 && atom_index->size(0) == queries.size(0) &&
+                        atom_index->scalar_type() == ScalarType::Long && atom_index->is_contiguous() &&
+                        atom_index->device() == queries.device(),
+                    "fsad: atom_index must be contiguous int64 (T, k) on the device of the queries, got ",
+                    shape(*atom_index));
+    if (!queries.is_cuda()) {  // reading it on a GPU would synchronise
+      const int64_t positions = atoms.size(1) * atoms.size(2) * atoms.size(3);
+      const int64_t* index = read<int64_t>(*atom_index);
+      for (int64_t i = 0; i < atom_index->numel(); ++i) {
+        STD_TORCH_CHECK(index[i] >= 0 && index[i] < positions, "fsad: atom_index holds ", index[i],
+                        ", but there are ", positions, " positions");
+      }
+    }
+  }
+}
+
+// The tensors and settings that all passes of the iteration take.
+struct Problem {
+  const Tensor &queries, &scale, &atoms;
+  const std::optional<Tensor>& atom_index;
+  const Tensor& step;
+  const std::vector<double>&lambdas, &taus;
+  int64_t shrinkage, receptive_field;
+
+  int64_t positions() const { return queries.size(1) * queries.size(2) * queries.size(3); }
+  int64_t width() const { return queries.size(4) * receptive_field * receptive_field; }
+  std::vector<int64_t> rows() const { return {queries.size(0), positions(), width()}; }
+  std::vector<int64_t> history() const {
+    return {static_cast<int64_t>(lambdas.size()) - 1, queries.size(0), positions(), width()};
+  }
+
+  void check() const {
+    check_maps(queries, atoms, atom_index, receptive_field);
+    check_like("scale", scale, queries, {queries.size(0), positions()});
+    check_like("step", step, queries, {queries.size(0)});
+    STD_TORCH_CHECK(!lambdas.empty() && lambdas.size() <= kMaxIterations && lambdas.size() == taus.size(),
+                    "fsad: lambdas and taus must have one value a step, 1 to ", kMaxIterations, ", got ",
+                    lambdas.size(), " and ", taus.size());
+    STD_TORCH_CHECK(shrinkage >= 0 && shrinkage <= 2,
+                    "fsad: shrinkage must be 0 (none), 1 (soft) or 2 (SigShrink), got ", shrinkage);
+  }
+
+  template <class Real>
+  void fill(IstcProblem<Real>& p) const {
+    set_maps<Real>(p, queries, atoms, atom_index, receptive_field);
+    p.scale = read<Real>(scale);
+    p.step = read<Real>(step);
+    p.iterations = static_cast<int>(lambdas.size());
+    p.shrinkage = static_cast<Shrinkage>(shrinkage);
+    for (int m = 0; m < p.iterations; ++m) {
+      p.lambda[m] = static_cast<Real>(lambdas[m]);
+      p.tau[m] = static_cast<Real>(taus[m]);
+    }
+  }
+};
+
+// Calls body(Real()) with the dtype of the tensor.
+template <class Body>
+void with_dtype(const Tensor& tensor, Body body) {
+  if (tensor.scalar_type() == ScalarType::Float) {
+    body(float());
+  } else {
+    body(double());
+  }
+}
+
+// One kernel, on the device of `like`.
+#ifdef FSAD_HAS_CUDA
+#define FSAD_CALL(kernel, params, like) \
+  ((like).is_cuda() ? cuda::kernel(params, like) : FSAD_CPU_CALL(kernel, params))
+#else
+#define FSAD_CALL(kernel, params, like) FSAD_CPU_CALL(kernel, params)
+#endif
+
+// ---- operators ---------------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor> istc(const Tensor& queries, const Tensor& scale, const Tensor& atoms,
+                                const std::optional<Tensor>& atom_index, const Tensor& step,
+                                const std::vector<double>& lambdas, const std::vector<double>& taus,
+                                int64_t shrinkage, int64_t receptive_field) {
+  const Problem problem{queries, scale, atoms, atom_index, step, lambdas, taus, shrinkage, receptive_field};
+  problem.check();
+  Tensor residual = torch::stable::new_empty(queries, problem.rows());
+  Tensor history = torch::stable::new_empty(queries, problem.history());
+  with_dtype(queries, [&](auto real) {
+    IstcForward<decltype(real)> p;
+    problem.fill(p);
+    p.residual = write<decltype(real)>(residual);
+    p.history = write<decltype(real)>(history);
+    FSAD_CALL(istc_forward, p, queries);
+  });
+  return {residual, history};
+}
+
+// What the two reverse passes return of their own accord, and the parameters they share.
+struct Gradients {
+  Tensor queries, scale, atoms;
+
+  Gradients(const Problem& problem, bool need_atoms)
+      : queries(torch::stable::new_zeros(problem.queries, sizes(problem.queries))),
+        scale(torch::stable::new_empty(problem.queries, sizes(problem.scale))),
+        atoms(torch::stable::new_zeros(problem.atoms,
+                                       need_atoms ? sizes(problem.atoms) : std::vector<int64_t>{0})) {}
+
+  template <class Real>
+  void fill(IstcBackward<Real>& p, const Problem& problem, const Tensor& history,
+            const Tensor& grad_residual) const {
+    problem.fill(p);
+    p.history = read<Real>(history);
+    p.grad_residual = read<Real>(grad_residual);
+    p.grad_queries = write<Real>(queries);
+    p.grad_scale = write<Real>(scale);
+    p.grad_atoms = atoms.dim() == 5 ? write<Real>(atoms) : nullptr;
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> istc_backward(const Tensor& grad_residual, const Tensor& history,
+                                                 const Tensor& queries, const Tensor& scale,
+                                                 const Tensor& atoms, const std::optional<Tensor>& atom_index,
+                                                 const Tensor& step, const std::vector<double>& lambdas,
+                                                 const std::vector<double>& taus, int64_t shrinkage,
+                                                 int64_t receptive_field, bool need_atoms) {
+  const Problem problem{queries, scale, atoms, atom_index, step, lambdas, taus, shrinkage, receptive_field};
+  problem.check();
+  check_like("grad_residual", grad_residual, queries, problem.rows());
+  check_like("history", history, queries, problem.history());
+  const Gradients gradients(problem, need_atoms);
+  with_dtype(queries, [&](auto real) {
+    IstcBackward<decltype(real)> p;
+    gradients.fill(p, problem, history, grad_residual);
+    FSAD_CALL(istc_backward, p, queries);
+  });
+  return {gradients.queries, gradients.scale, gradients.atoms};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> istc_double_backward(
+    const Tensor& tangent_queries, const Tensor& tangent_scale, const std::optional<Tensor>& tangent_atoms,
+    const Tensor& grad_residual, const Tensor& history, const Tensor& queries, const Tensor& scale,
+    const Tensor& atoms, const std::optional<Tensor>& atom_index, const Tensor& step,
+    const std::vector<double>& lambdas, const std::vector<double>& taus, int64_t shrinkage,
+    int64_t receptive_field, bool need_atoms) {
+  const Problem problem{queries, scale, atoms, atom_index, step, lambdas, taus, shrinkage, receptive_field};
+  problem.check();
+  check_like("grad_residual", grad_residual, queries, problem.rows());
+  check_like("history", history, queries, problem.history());
+  check_like("tangent_queries", tangent_queries, queries, sizes(queries));
+  check_like("tangent_scale", tangent_scale, queries, sizes(scale));
+  if (tangent_atoms) check_like("tangent_atoms", *tangent_atoms, queries, sizes(atoms));
+  const Gradients gradients(problem, need_atoms);
+  Tensor grad_grad = torch::stable::new_empty(queries, problem.rows());
+  with_dtype(queries, [&](auto real) {
+    using Real = decltype(real);
+    IstcDoubleBackward<Real> p;
+    gradients.fill(p, problem, history, grad_residual);
+    p.tangent_queries = read<Real>(tangent_queries);
+    p.tangent_scale = read<Real>(tangent_scale);
+    p.tangent_atoms = tangent_atoms ? read<Real>(*tangent_atoms) : nullptr;
+    p.grad_grad_residual = write<Real>(grad_grad);
+    FSAD_CALL(istc_double_backward, p, queries);
+  });
+  return {grad_grad, gradients.queries, gradients.scale, gradients.atoms};
+}
+
+Tensor peak_atom(const Tensor& queries, const Tensor& atoms, const std::optional<Tensor>& atom_index,
+                 int64_t receptive_field) {
+  check_maps(queries, atoms, atom_index, receptive_field);
+  const int64_t positions = queries.size(1) * queries.size(2) * queries.size(3);
+  Tensor peak = torch::stable::new_empty(queries, {queries.size(0), positions}, ScalarType::Long);
+  with_dtype(queries, [&](auto real) {
+    PeakAtom<decltype(real)> p;
+    set_maps<decltype(real)>(p, queries, atoms, atom_index, receptive_field);
+    STD_TORCH_CHECK(p.atoms > 0, "fsad: peak_atom needs at least one atom");
+    p.peak = write<int64_t>(peak);
+    FSAD_CALL(peak_atom, p, queries);
+  });
+  return peak;
+}
+
+std::string build_info() { return FSAD_BUILD_INFO; }
+
+std::string cpu_instruction_set() { return cpu_isa(); }
+
+}  // namespace
+}  // namespace fsad
+
+STABLE_TORCH_LIBRARY(fsad, m) {
+  m.def("build_info() -> str");
+  m.def("cpu_isa() -> str");
+  m.def(
+      "istc(Tensor queries, Tensor scale, Tensor atoms, Tensor? atom_index, Tensor step, "
+      "float[] lambdas, float[] taus, int shrinkage, int receptive_field) -> (Tensor, Tensor)");
+  m.def(
+      "istc_backward(Tensor grad_residual, Tensor history, Tensor queries, Tensor scale, Tensor atoms, "
+      "Tensor? atom_index, Tensor step, float[] lambdas, float[] taus, int shrinkage, "
+      "int receptive_field, bool need_atoms) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "istc_double_backward(Tensor tangent_queries, Tensor tangent_scale, Tensor? tangent_atoms, "
+      "Tensor grad_residual, Tensor history, Tensor queries, Tensor scale, Tensor atoms, "
+      "Tensor? atom_index, Tensor step, float[] lambdas, float[] taus, int shrinkage, "
+      "int receptive_field, bool need_atoms) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("peak_atom(Tensor queries, Tensor atoms, Tensor? atom_index, int receptive_field) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fsad, CompositeExplicitAutograd, m) {
+  m.impl("build_info", TORCH_BOX(&fsad::build_info));
+  m.impl("cpu_isa", TORCH_BOX(&fsad::cpu_instruction_set));
+}
+
+#define FSAD_REGISTER(device)                                               \
+  STABLE_TORCH_LIBRARY_IMPL(fsad, device, m) {                              \
+    m.impl("istc", TORCH_BOX(&fsad::istc));                                 \
+    m.impl("istc_backward", TORCH_BOX(&fsad::istc_backward));               \
+    m.impl("istc_double_backward", TORCH_BOX(&fsad::istc_double_backward)); \
+    m.impl("peak_atom", TORCH_BOX(&fsad::peak_atom));                       \
+  }
+
+FSAD_REGISTER(CPU)
+#ifdef FSAD_HAS_CUDA
+FSAD_REGISTER(CUDA)
+#endif

@@ -1,0 +1,148 @@
+"""The operators' Python half: fake kernels, autograd, autocast.
+
+``istc``'s derivative is the operator ``istc_backward``, whose own derivative is
+``istc_double_backward``; that one has none. Between them the saved residuals (``history``) are a cache of
+what queries and atoms determine, so no gradient is ever passed to them.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from torch import Tensor
+
+_AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+def build_info() -> dict:
+    """How the library was built: compiler, instruction sets, CUDA architectures (or None)."""
+    return json.loads(torch.ops.fsad.build_info())
+
+
+# The device types that the library has kernels for.
+DEVICES = ("cpu", "cuda") if build_info()["cuda"] else ("cpu",)
+
+# ---- fake kernels ------------------------------------------------------------------------------------
+
+
+def _rows(queries: Tensor, receptive_field: int) -> tuple[int, int, int]:
+    tasks, images, height, width, channels = queries.shape
+    return tasks, images * height * width, channels * receptive_field**2
+
+
+@torch.library.register_fake("fsad::istc")
+def _(queries, scale, atoms, atom_index, step, lambdas, taus, shrinkage, receptive_field):
+    rows = _rows(queries, receptive_field)
+    return queries.new_empty(rows), queries.new_empty((len(lambdas) - 1, *rows))
+
+
+@torch.library.register_fake("fsad::istc_backward")
+def _(grad, history, queries, scale, atoms, index, step, lambdas, taus, shrinkage, field, need_atoms):
+    grad_atoms = torch.empty_like(atoms) if need_atoms else atoms.new_empty(0)
+    return torch.empty_like(queries), torch.empty_like(scale), grad_atoms
+
+
+@torch.library.register_fake("fsad::istc_double_backward")
+def _(
+    tangent_queries, tangent_scale, tangent_atoms, grad, history, queries, scale, atoms, index, step,
+    lambdas, taus, shrinkage, field, need_atoms,
+):  # fmt: skip
+    grad_atoms = torch.empty_like(atoms) if need_atoms else atoms.new_empty(0)
+    return (
+        torch.empty_like(grad),
+        torch.empty_like(queries),
+        torch.empty_like(scale),
+        grad_atoms,
+    )
+
+
+@torch.library.register_fake("fsad::peak_atom")
+def _(queries, atoms, atom_index, receptive_field):
+    return queries.new_empty(_rows(queries, receptive_field)[:2], dtype=torch.int64)
+
+
+# ---- autograd ----------------------------------------------------------------------------------------
+
+
+def _save_forward(ctx, inputs, output):
+    queries, scale, atoms, atom_index, step, *settings = inputs
+    _, history = output
+    ctx.save_for_backward(queries, scale, atoms, atom_index, step, history)
+    ctx.settings = settings
+    ctx.mark_non_differentiable(history)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_residual, _grad_history):
+    if grad_residual is None:
+        return (None,) * 9
+    queries, scale, atoms, atom_index, step, history = ctx.saved_tensors
+    need_atoms = ctx.needs_input_grad[2]
+    grad_queries, grad_scale, grad_atoms = torch.ops.fsad.istc_backward(
+        grad_residual.contiguous(),
+        history,
+        queries,
+        scale,
+        atoms,
+        atom_index,
+        step,
+        *ctx.settings,
+        need_atoms,
+    )
+    return grad_queries, grad_scale, grad_atoms if need_atoms else None, *(None,) * 6
+
+
+def _save_backward(ctx, inputs, output):
+    *tensors, lambdas, taus, shrinkage, receptive_field, _need_atoms = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.settings = (lambdas, taus, shrinkage, receptive_field)
+    ctx.set_materialize_grads(False)
+
+
+def _double_backward(ctx, tangent_queries, tangent_scale, tangent_atoms):
+    if tangent_queries is None and tangent_scale is None and tangent_atoms is None:
+        return (None,) * 12
+    grad_residual, history, queries, scale, atoms, atom_index, step = ctx.saved_tensors
+    # A gradient that was not asked for comes back as an empty tensor, and so does its cotangent.
+    if tangent_atoms is not None and tangent_atoms.dim() != atoms.dim():
+        tangent_atoms = None
+    need_atoms = ctx.needs_input_grad[4]
+    grad_grad, grad_queries, grad_scale, grad_atoms = torch.ops.fsad.istc_double_backward(
+        _contiguous_or_zeros(tangent_queries, queries),
+        _contiguous_or_zeros(tangent_scale, scale),
+        None if tangent_atoms is None else tangent_atoms.contiguous(),
+        grad_residual,
+        history,
+        queries,
+        scale,
+        atoms,
+        atom_index,
+        step,
+        *ctx.settings,
+        need_atoms,
+    )
+    grad_atoms = grad_atoms if need_atoms else None
+    return grad_grad, None, grad_queries, grad_scale, grad_atoms, *(None,) * 7
+
+
+def _contiguous_or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if tangent is None else tangent.contiguous()
+
+
+def _third_order(ctx, *grads):
+    raise RuntimeError(
+        "fsad::istc can be differentiated twice, not three times; use backend='reference' for higher orders"
+    )
+
+
+torch.library.register_autograd("fsad::istc", _backward, setup_context=_save_forward)
+torch.library.register_autograd("fsad::istc_backward", _double_backward, setup_context=_save_backward)
+torch.library.register_autograd("fsad::istc_double_backward", _third_order)
+
+# ---- autocast ----------------------------------------------------------------------------------------
+
+# Three iterations of differences of nearly equal vectors: float32 is what their accuracy needs.
+for _device in _AUTOCAST_DEVICES:
+    torch.library.register_autocast("fsad::istc", _device, torch.float32)
+    torch.library.register_autocast("fsad::peak_atom", _device, torch.float32)

@@ -1,0 +1,46 @@
+"""fsad: few-shot, fast-adaptive anomaly detection by sparse coding over the features of normal images."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fsad import functional
+    from fsad.detector import FewShotDetector
+    from fsad.energy import AdaptiveEnergyModel
+    from fsad.errors import FsadError
+    from fsad.sparse_coding import SparseCode, SparseCodingLayer
+
+__version__ = "0.1.0"
+
+# Imported on first use: `import fsad` stays quick and pulls in no image or command-line package.
+_HOMES = {
+    "AdaptiveEnergyModel": "fsad.energy",
+    "FewShotDetector": "fsad.detector",
+    "FsadError": "fsad.errors",
+    "SparseCode": "fsad.sparse_coding",
+    "SparseCodingLayer": "fsad.sparse_coding",
+}
+
+__all__ = [
+    "AdaptiveEnergyModel",
+    "FewShotDetector",
+    "FsadError",
+    "SparseCode",
+    "SparseCodingLayer",
+    "__version__",
+    "functional",
+]
+
+
+def __getattr__(name: str):
+    if name == "functional":
+        return import_module("fsad.functional")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fsad' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,337 @@
+"""Sparse coding as functions of tensors, differentiable twice.
+
+``istc`` codes vectors over a dictionary of vectors; ``sparse_code`` does the same on feature maps, with
+Im2Col inside. Both run on the native kernels of ``fsad_ext`` or, with ``backend="reference"``, on plain
+PyTorch (``fsad.reference``). The codes are never stored by the native kernels; derivatives of first and
+second order with respect to queries and dictionary are exact.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import fsad_ext
+from fsad import patches, reference
+from fsad.errors import InputError
+
+SHRINKAGES = ("none", "soft", "sigshrink")
+BACKENDS = ("auto", "native", "reference")
+MAX_ITERATIONS = 32
+
+
+def sigshrink(u: Tensor, lam: float, tau: float) -> Tensor:
+    """SigShrink (eq. 9), u · sigmoid(τ(|u| − λ)), elementwise and smooth.
+
+    Args:
+        u: any floating tensor.
+        lam: threshold λ ≥ 0, in the units of ``u``.
+        tau: sharpness τ > 0, per unit of ``u``; soft steps for small τ, a hard threshold as τ → ∞.
+    """
+    return reference.sigshrink(u, *_schedule([lam], tau, "sigshrink", one=True))
+
+
+def soft_shrink(u: Tensor, lam: float) -> Tensor:
+    """Soft thresholding (eq. 7), sgn(u) · max(|u| − λ, 0), elementwise.
+
+    Args:
+        u: any floating tensor.
+        lam: threshold λ ≥ 0, in the units of ``u``.
+    """
+    return reference.soft_shrink(u, _schedule([lam], None, "soft", one=True)[0])
+
+
+def istc(
+    queries: Tensor,
+    atoms: Tensor,
+    lambdas: Sequence[float],
+    *,
+    step: float | Tensor,
+    tau: float | Sequence[float] | None,
+    shrinkage: str = "sigshrink",
+    backend: str = "auto",
+) -> Tensor:
+    """Residual of iterative shrinkage with continuation (eq. 6), z − Dα_N.
+
+    Starting from α = 0, N = len(lambdas) steps α ← σ(α + ηDᵀ(z − Dα), λ_m). Vectors are rows.
+
+    Args:
+        queries: z, shape ([T,] n, d), float32 or float64. T is an optional batch of independent tasks.
+        atoms: D, shape ([T,] k, d), same dtype and device.
+        lambdas: one threshold λ_m ≥ 0 a step, 1 to 32 of them; thresholds on u, not ℓ1 weights.
+        step: η, one number or one a task, shape (T,); a constant in derivatives. Convergence needs
+            η‖D‖₂² < 2.
+        tau: sharpness of SigShrink, one for all steps or one a step; ``None`` with other shrinkages.
+        shrinkage: ``"sigshrink"``, ``"soft"`` or ``"none"``.
+        backend: ``"native"`` (hand-written kernels), ``"reference"`` (plain PyTorch), ``"auto"``.
+
+    Returns:
+        The residual, shape ([T,] n, d), dtype of ``queries``.
+
+    Raises:
+        InputError: for shapes, dtypes, devices or settings that do not fit.
+    """
+    _check_floating("queries", queries, "atoms", atoms)
+    if queries.dim() not in (2, 3) or atoms.dim() != queries.dim():
+        raise InputError(
+            "istc takes queries ([T,] n, d) and atoms ([T,] k, d), with T on both or on neither; "
+            f"got {tuple(queries.shape)} and {tuple(atoms.shape)}"
+        )
+    if queries.dim() == 2:
+        return istc(
+            queries[None],
+            atoms[None],
+            lambdas,
+            step=step,
+            tau=tau,
+            shrinkage=shrinkage,
+            backend=backend,
+        )[0]
+    residual = sparse_code(
+        queries.mT[:, None, :, None, :],  # one map of n×1 positions a task
+        atoms.mT[:, None, :, None, :],
+        lambdas,
+        step=step,
+        tau=tau,
+        shrinkage=shrinkage,
+        backend=backend,
+    )
+    return residual[:, 0, :, 0, :].mT
+
+
+def sparse_code(
+    features: Tensor,
+    support_features: Tensor,
+    lambdas: Sequence[float],
+    *,
+    receptive_field: int = 1,
+    atom_index: Tensor | None = None,
+    scale: Tensor | None = None,
+    step: float | Tensor,
+    tau: float | Sequence[float] | None,
+    shrinkage: str = "sigshrink",
+    backend: str = "auto",
+) -> Tensor:
+    """``istc`` on maps: every l×l patch of ``features`` coded over the l×l patches of ``support_features``.
+
+    Maps are zero-padded, so there is one patch a position (section 3.1.1 of the paper).
+
+    Args:
+        features: query maps, ([T,] B, c, h, w), float32 or float64.
+        support_features: ([T,] K, c, H, W); their K·H·W patches are the atoms. T on both or on neither.
+        lambdas, step, tau, shrinkage, backend: as in ``istc``.
+        receptive_field: l, odd; 1 codes single positions.
+        atom_index: int64 ([T,] k), the flat positions in K·H·W that serve as atoms; all by default.
+        scale: ([T,] B·h·w), a factor on every query patch, differentiable; 1 by default.
+
+    Returns:
+        The residual patches, ([T,] B, c·l², h, w); entry ``channel·l² + offset`` of a patch as in
+        ``torch.nn.functional.unfold``.
+
+    Raises:
+        InputError: for shapes, dtypes, devices or settings that do not fit.
+    """
+    _check_floating("features", features, "support_features", support_features)
+    if features.dim() == 4 and support_features.dim() == 4:
+        return sparse_code(
+            features[None],
+            support_features[None],
+            lambdas,
+            receptive_field=receptive_field,
+            atom_index=None if atom_index is None else atom_index[None],
+            scale=None if scale is None else scale[None],
+            step=step,
+            tau=tau,
+            shrinkage=shrinkage,
+            backend=backend,
+        )[0]
+    _check_maps(features, support_features, receptive_field, atom_index)
+    lambdas, taus = _schedule(lambdas, tau, shrinkage)
+    tasks, images, channels, height, width = features.shape
+    if scale is None:
+        scale = features.new_ones(tasks, images * height * width)
+    elif scale.shape != (tasks, images * height * width):
+        raise InputError(
+            f"scale must hold one factor a query patch, {(tasks, images * height * width)}; "
+            f"got {tuple(scale.shape)}"
+        )
+    step = _step_per_task(step, features)
+    if _use_native(backend, features):
+        _refuse_forward_mode(features, support_features, scale)
+        residual, _ = torch.ops.fsad.istc(
+            channels_last(features),
+            scale.contiguous(),
+            channels_last(support_features),
+            None if atom_index is None else atom_index.contiguous(),
+            step,
+            lambdas,
+            taus,
+            SHRINKAGES.index(shrinkage),
+            receptive_field,
+        )
+        # The kernels keep a patch as l² vectors of c channels; unfold's order is channel by channel.
+        residual = residual.view(tasks, images, height, width, receptive_field**2, channels)
+        return residual.permute(0, 1, 5, 4, 2, 3).flatten(2, 3)
+    queries = reference.im2col(features, receptive_field) * scale[..., None]
+    atoms = dictionary_rows(support_features, atom_index, receptive_field)
+    residual = reference.istc(queries, atoms, step, lambdas, taus, shrinkage)
+    return residual.mT.reshape(tasks, -1, images, height, width).transpose(1, 2)
+
+
+def peak_correlation(
+    features: Tensor,
+    support_features: Tensor,
+    *,
+    receptive_field: int = 1,
+    atom_index: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """max over atoms of |⟨query patch, atom⟩|, the scale of the relative schedule: (T, B·h·w).
+
+    Arguments as in ``sparse_code``, with the task dimension. Only the arg-max atom enters the
+    derivatives, which are exact wherever it is unique.
+    """
+    _check_maps(features, support_features, receptive_field, atom_index)
+    queries, atoms = channels_last(features), channels_last(support_features)
+    if _use_native(backend, features):
+        _refuse_forward_mode(features, support_features)
+        index = None if atom_index is None else atom_index.contiguous()
+        peak = torch.ops.fsad.peak_atom(queries, atoms, index, receptive_field)
+    else:
+        with torch.no_grad():
+            rows = dictionary_rows(support_features, atom_index, receptive_field)
+            peak = (reference.im2col(features, receptive_field) @ rows.mT).abs().argmax(-1)
+            if atom_index is not None:
+                peak = atom_index.gather(1, peak)
+    return patches.inner_products(queries, atoms, peak, receptive_field).abs()
+
+
+def dictionary_rows(support_features: Tensor, atom_index: Tensor | None, receptive_field: int) -> Tensor:
+    """The atoms as rows, (T, k, c·l²): Im2Col of (T, K, c, H, W), for the reference backend."""
+    atoms = reference.im2col(support_features, receptive_field)
+    if atom_index is None:
+        return atoms
+    return atoms.gather(1, atom_index[..., None].expand(-1, -1, atoms.shape[-1]))
+
+
+def channels_last(maps: Tensor) -> Tensor:
+    """(T, B, c, h, w) -> contiguous (T, B, h, w, c); free when the memory already is channels-last."""
+    return maps.movedim(2, -1).contiguous()
+
+
+def _use_native(backend: str, features: Tensor) -> bool:
+    if backend not in BACKENDS:
+        raise InputError(f"backend must be one of {BACKENDS}, got {backend!r}")
+    if backend == "reference":
+        return False
+    if features.device.type in fsad_ext.DEVICES:
+        return True
+    if backend == "native":
+        raise InputError(
+            f"no native kernels for device {features.device.type!r}: this build has them for "
+            f"{', '.join(fsad_ext.DEVICES)} (see `fsad doctor`); use backend='reference'"
+        )
+    warnings.warn(
+        f"fsad has no native kernels for device {features.device.type!r} in this build; running the "
+        "plain PyTorch reference (see `fsad doctor`)",
+        stacklevel=3,
+    )
+    return False
+
+
+def _refuse_forward_mode(*tensors: Tensor) -> None:
+    # A Python-registered operator would return zero tangents without a word.
+    for tensor in tensors:
+        if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
+            raise InputError(
+                "the native kernels have no forward-mode derivative (jvp); "
+                "use backward mode or backend='reference'"
+            )
+
+
+def _schedule(
+    lambdas: Sequence[float], tau: float | Sequence[float] | None, shrinkage: str, one: bool = False
+):
+    """Checked thresholds and sharpnesses, one a step; plain floats if ``one``."""
+    if shrinkage not in SHRINKAGES:
+        raise InputError(f"shrinkage must be one of {SHRINKAGES}, got {shrinkage!r}")
+    lambdas = _floats("lambdas", lambdas)
+    if not 1 <= len(lambdas) <= MAX_ITERATIONS or any(lam < 0 for lam in lambdas):
+        raise InputError(f"expected 1 to {MAX_ITERATIONS} thresholds λ ≥ 0, got {lambdas}")
+    if shrinkage == "sigshrink":
+        if tau is None:
+            raise InputError("SigShrink needs a sharpness tau > 0; got None")
+        taus = _floats("tau", tau)
+        taus = taus * len(lambdas) if len(taus) == 1 else taus
+        if len(taus) != len(lambdas) or any(value <= 0 for value in taus):
+            raise InputError(f"expected one tau > 0, or one a step ({len(lambdas)}); got {taus}")
+    else:
+        taus = [1.0] * len(lambdas)  # not read by the other shrinkages
+    return (lambdas[0], taus[0]) if one else (lambdas, taus)
+
+
+def _floats(name: str, values) -> list[float]:
+    if isinstance(values, Tensor):
+        if values.requires_grad:
+            raise InputError(f"{name} is a constant of the iteration: it must not require grad")
+        values = values.tolist()
+    try:
+        floats = [float(values)] if isinstance(values, (int, float)) else [float(v) for v in values]
+    except TypeError:
+        raise InputError(f"{name} must be a number or a sequence of them; got {values!r}") from None
+    if not all(math.isfinite(value) for value in floats):
+        raise InputError(f"{name} must be finite, got {floats}")
+    return floats
+
+
+def _step_per_task(step: float | Tensor, features: Tensor) -> Tensor:
+    tasks = features.shape[0]
+    if isinstance(step, Tensor):
+        step = step.detach().to(features).expand(tasks)
+        return step.contiguous()
+    if not (math.isfinite(step) and step > 0):
+        raise InputError(f"step must be a finite number > 0, got {step}")
+    return features.new_full((tasks,), step)
+
+
+def _check_floating(name: str, first: Tensor, other_name: str, other: Tensor) -> None:
+    if first.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"{name} must be float32 or float64, got {first.dtype}; convert it first")
+    if first.dtype != other.dtype or first.device != other.device:
+        raise InputError(
+            f"{name} and {other_name} must share dtype and device; got {first.dtype} on {first.device} "
+            f"and {other.dtype} on {other.device}"
+        )
+
+
+def _check_maps(
+    features: Tensor, support_features: Tensor, receptive_field: int, atom_index: Tensor | None
+) -> None:
+    if features.dim() != 5 or support_features.dim() != 5:
+        raise InputError(
+            "expected maps ([T,] B, c, h, w) and ([T,] K, c, H, W), with T on both or on neither; "
+            f"got {tuple(features.shape)} and {tuple(support_features.shape)}"
+        )
+    if features.shape[0] != support_features.shape[0]:
+        raise InputError(
+            f"queries of {features.shape[0]} tasks do not fit the supports of {support_features.shape[0]}"
+        )
+    if features.shape[2] != support_features.shape[2]:
+        raise InputError(
+            f"queries have {features.shape[2]} channels, the dictionary {support_features.shape[2]}; "
+            "both must come from the same backbone"
+        )
+    if receptive_field < 1 or receptive_field % 2 == 0:
+        raise InputError(f"receptive_field must be odd and at least 1, got {receptive_field}")
+    if support_features.numel() == 0:
+        raise InputError(f"the dictionary is empty: support maps {tuple(support_features.shape)}")
+    if atom_index is not None and (
+        atom_index.dtype != torch.int64 or atom_index.dim() != 2 or len(atom_index) != len(features)
+    ):
+        raise InputError(
+            f"atom_index must be int64 ([T,] k), got {atom_index.dtype} {tuple(atom_index.shape)}"
+        )

@@ -1,0 +1,92 @@
+"""Patches of feature maps without Im2Col.
+
+A patch with receptive field l around a position is l² feature vectors, one per offset. Every function
+here walks over the offsets, so that memory stays that of the map. Maps are channels-last with a leading
+task dimension, (T, K, h, w, c), zero-padded at the borders; atoms are named by their flat position in
+K·h·w.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def patch_rows(maps: Tensor, index: Tensor, receptive_field: int) -> list[Tensor]:
+    """The l² feature vectors of the patches at ``index`` (T, n): a list of (T, n, c), offset by offset."""
+    tasks, _, height, width, channels = maps.shape
+    margin = receptive_field // 2
+    padded = F.pad(maps, (0, 0, margin, margin, margin, margin))
+    padded_width = width + 2 * margin
+    rows = padded.reshape(tasks, -1, channels)
+    image, position = index // (height * width), index % (height * width)
+    corner = (image * (height + 2 * margin) + position // width) * padded_width + position % width
+    offsets = [dy * padded_width + dx for dy in range(receptive_field) for dx in range(receptive_field)]
+    return [rows.gather(1, (corner + offset)[..., None].expand(-1, -1, channels)) for offset in offsets]
+
+
+def inner_products(queries: Tensor, atoms: Tensor, atom_of_query: Tensor, receptive_field: int) -> Tensor:
+    """⟨query patch i, atom patch j(i)⟩ for every query position: (T, n)."""
+    tasks, n = atom_of_query.shape
+    everywhere = torch.arange(n, device=queries.device).expand(tasks, n)
+    pairs = zip(
+        patch_rows(queries, everywhere, receptive_field),
+        patch_rows(atoms, atom_of_query, receptive_field),
+        strict=True,
+    )
+    return sum((query * atom).sum(-1) for query, atom in pairs)
+
+
+def spectral_norm(
+    maps: Tensor, atom_index: Tensor | None, receptive_field: int, iterations: int = 40
+) -> Tensor:
+    """Largest singular value ‖D‖₂ of the dictionary of patches, (T,), a constant in derivatives.
+
+    Power iteration on DDᵀ that never forms a patch: Dᵀv is the map times the l² columns of v, summed
+    along shifts. The estimate approaches from below, so 1 % is added.
+    """
+    maps = maps.detach()
+    tasks, images, height, width, channels = maps.shape
+    rows = maps.reshape(tasks, -1, channels)
+    keep = None
+    if atom_index is not None:
+        keep = maps.new_zeros(tasks, rows.shape[1]).scatter_(1, atom_index, 1.0)
+        keep = keep.view(tasks, images, height, width)
+    # Any start that no singular vector is orthogonal to; fixed, so that results repeat.
+    start = torch.arange(1, channels * receptive_field**2 + 1, device=maps.device, dtype=maps.dtype)
+    v = (start * 12.9898).sin().view(1, channels, -1).repeat(tasks, 1, 1)
+    norm = v.flatten(1).norm(dim=1)
+    for _ in range(iterations):
+        v = v / norm.clamp_min(torch.finfo(v.dtype).tiny)[:, None, None]
+        response = _gather_shifts((rows @ v).view(tasks, images, height, width, -1))
+        if keep is not None:
+            response = response * keep
+        v = rows.mT @ _scatter_shifts(response, receptive_field).flatten(1, 3)
+        norm = v.flatten(1).norm(dim=1)
+    return 1.01 * norm.sqrt()
+
+
+def _gather_shifts(responses: Tensor) -> Tensor:
+    """Sum over offsets o of responses[..., o] taken at position + o: (T, K, h, w, l²) -> (T, K, h, w)."""
+    *_, height, width, count = responses.shape
+    size = round(count**0.5)
+    margin = size // 2
+    padded = F.pad(responses, (0, 0, margin, margin, margin, margin))
+    total = responses.new_zeros(responses.shape[:-1])
+    for offset in range(count):
+        dy, dx = divmod(offset, size)
+        total = total + padded[:, :, dy : dy + height, dx : dx + width, offset]
+    return total
+
+
+def _scatter_shifts(values: Tensor, receptive_field: int) -> Tensor:
+    """The adjoint of ``_gather_shifts``: (T, K, h, w) -> (T, K, h, w, l²)."""
+    _, _, height, width = values.shape
+    margin = receptive_field // 2
+    padded = F.pad(values, (margin, margin, margin, margin))
+    shifted = []
+    for dy in reversed(range(receptive_field)):
+        for dx in reversed(range(receptive_field)):
+            shifted.append(padded[:, :, dy : dy + height, dx : dx + width])
+    return torch.stack(shifted, dim=-1)

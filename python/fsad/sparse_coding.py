@@ -1,0 +1,302 @@
+"""The adaptive sparse coding layer (section 3.1): the features of a few normal images are its dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fsad import functional, reference, whitening
+from fsad.atoms import Dictionary, prepare, thin
+from fsad.dictionary import StoredDictionary, full_precision
+from fsad.errors import DivergedError, InputError, NotAdaptedError
+
+
+class SparseCode(NamedTuple):
+    """What coding B feature maps gives; all in the whitened space if ``step="whiten"``.
+
+    With the stateless, batched form every tensor has a leading T.
+    """
+
+    residual: Tensor  # z − Dα_N, (B, c·l², h, w)
+    energy: Tensor  # mean square of the residual's entries at each position, (B, h, w)
+    reconstruction: Tensor | None = None  # Dα_N mapped back to feature units, (B, c·l², h, w)
+    codes: Tensor | None = None  # α_N, (B, k, h, w)
+
+
+class SparseCodingLayer(StoredDictionary):
+    """Codes features over a dictionary made of the features of normal images, without any training.
+
+    Two forms. ``adapt(support)`` stores a dictionary and ``layer(features)`` uses it; it travels with
+    ``state_dict``, ``to`` and ``deepcopy``. ``layer(features, support)`` stores nothing and is
+    differentiable twice with respect to both, which episodic training uses.
+
+    Args:
+        iterations: N, the steps of eq. 6 (1 to 32).
+        lambda_max, lambda_min: first and last threshold of the geometric continuation
+            λ_j = λ_max(λ_max/λ_min)^(−j/N), j = 1 … N.
+        schedule: ``"relative"`` (thresholds are fractions of max|ηDᵀz| of each query), ``"absolute"``,
+            or a list of N absolute thresholds.
+        sharpness: dimensionless; SigShrink's τ at a step is sharpness/λ.
+        tau: absolute τ of SigShrink instead of ``sharpness`` (one, or one a step).
+        shrinkage: ``"sigshrink"`` (eq. 9), ``"soft"`` (eq. 7) or ``"none"``.
+        receptive_field: l, odd; l×l neighbourhoods are coded together (section 3.1.1).
+        step: ``"whiten"`` whitens the channels by the support's second moment and scales the
+            dictionary to norm 1, so that η = 1 is stable; ``"lipschitz"`` takes η = 1/‖D‖₂²; a number is
+            η itself.
+        normalize: scale feature vectors to length one first.
+        max_atoms: thin the dictionary to at most this many atoms (greedy coreset).
+        backend: ``"auto"``, ``"native"`` or ``"reference"``.
+
+    Raises:
+        InputError: for settings that cannot be used.
+    """
+
+    def __init__(
+        self,
+        iterations: int = 3,
+        lambda_max: float = 0.5,
+        lambda_min: float = 0.1,
+        schedule: str | Sequence[float] = "relative",
+        sharpness: float = 10,
+        tau: float | Sequence[float] | None = None,
+        shrinkage: str = "sigshrink",
+        receptive_field: int = 1,
+        step: str | float = "whiten",
+        normalize: bool = True,
+        max_atoms: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(receptive_field, step, normalize, max_atoms)
+        self._settings = {
+            "iterations": iterations,
+            "lambda_max": lambda_max,
+            "lambda_min": lambda_min,
+            "schedule": schedule if isinstance(schedule, str) else [float(x) for x in schedule],
+            "sharpness": sharpness,
+            "tau": tau if tau is None or isinstance(tau, (int, float)) else [float(t) for t in tau],
+            "shrinkage": shrinkage,
+            "receptive_field": receptive_field,
+            "step": step,
+            "normalize": normalize,
+            "max_atoms": max_atoms,
+            "backend": backend,
+        }
+        self.shrinkage = shrinkage
+        self.backend = backend
+        self.relative = schedule == "relative"
+        self._check_settings()
+        self.lambdas, self.taus = self._make_schedule()
+
+    @classmethod
+    def paper(cls, **overrides) -> SparseCodingLayer:
+        """The setting of the paper: η = 1, no whitening, absolute thresholds, receptive field 3.
+
+        Meant for networks trained episodically with it: they learn the scale at which η = 1 converges.
+        On other features ``adapt`` refuses it, because the iteration would diverge.
+        """
+        settings = {"step": 1.0, "normalize": False, "schedule": "absolute", "receptive_field": 3}
+        return cls(**(settings | overrides))
+
+    def config(self) -> dict:
+        """The constructor's arguments, as JSON can hold them."""
+        return dict(self._settings)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self._settings.items())
+
+    def forward(
+        self,
+        features: Tensor,
+        support: Tensor | None = None,
+        *,
+        reconstruction: bool = False,
+        codes: bool = False,
+    ) -> SparseCode:
+        """Code feature maps over the stored dictionary, or over ``support`` alone.
+
+        Args:
+            features: (B, c, h, w), or (T, B, c, h, w) with T independent tasks. float16 and bfloat16
+                are computed in float32.
+            support: (K, c, h, w), or (T, K, c, h, w): the normal features of each task. Derivatives
+                run through the dictionary and its whitening; η, the scale and the thinning are
+                constants.
+            reconstruction, codes: also return these. The codes are B·h·w × k numbers and are computed
+                by the reference.
+
+        Raises:
+            NotAdaptedError: no ``support`` given and ``adapt`` not called.
+            InputError: shapes or channels that do not fit.
+            RuntimeError: the residual is not finite or grew (checked without synchronising a GPU).
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            batched = features.dim() == 5
+            features = full_precision("features", features, 5 if batched else 4)
+            if support is None:
+                if batched:
+                    raise InputError("features of several tasks (T, B, c, h, w) need their support too")
+                dictionary = self._stored_dictionary(features)
+            else:
+                support = full_precision("support", support, features.dim()).to(features.dtype)
+                dictionary = self._task_dictionaries(support if batched else support[None])
+            result = self._code(features if batched else features[None], dictionary, reconstruction, codes)
+        if batched:
+            return result
+        return SparseCode(*(None if tensor is None else tensor[0] for tensor in result))
+
+    def _code(
+        self, features: Tensor, dictionary: Dictionary, reconstruction: bool, codes: bool
+    ) -> SparseCode:
+        atoms, index, step, whitener = dictionary
+        if features.shape[2] != atoms.shape[2]:
+            raise InputError(
+                f"features have {features.shape[2]} channels, the dictionary {atoms.shape[2]}; both must "
+                "come from the same backbone"
+            )
+        tasks, images, _, height, width = features.shape
+        queries = whitening.unit_length(features, 2) if self.normalize else features
+        if whitener is not None:
+            queries = whitening.apply(whitener, queries)
+        options = {
+            "receptive_field": self.receptive_field,
+            "atom_index": index,
+            "backend": self.backend,
+        }
+        peak = None
+        if self.relative:
+            # q·istc(z/q) with thresholds relative to q = max|ηDᵀz|; a patch of zeros has no scale.
+            peak = step[:, None] * functional.peak_correlation(queries, atoms, **options)
+            peak = torch.where(peak > 0, peak, torch.ones_like(peak))
+        residual = functional.sparse_code(
+            queries,
+            atoms,
+            self.lambdas,
+            step=step,
+            tau=self.taus,
+            shrinkage=self.shrinkage,
+            scale=None if peak is None else peak.reciprocal(),
+            **options,
+        )
+        if peak is not None:
+            residual = residual * peak.view(tasks, images, 1, height, width)
+        energy = residual.square().mean(2)
+        self._guard(energy, queries)
+        return SparseCode(
+            residual,
+            energy,
+            self._reconstruct(queries, residual, whitener) if reconstruction else None,
+            self._codes(queries, dictionary, peak) if codes else None,
+        )
+
+    def _guard(self, energy: Tensor, queries: Tensor) -> None:
+        """Stop at numbers that must not be believed."""
+        _require(
+            energy.isfinite().all(),
+            "sparse coding gave NaN or infinity: the features hold such values, or are too large",
+        )
+        if isinstance(self.step, str) or energy.numel() == 0:
+            return  # η‖D‖₂² ≤ 1 by construction
+        # A convergent iteration never leaves more than it was given; 4 allows for SigShrink's softness.
+        limit = 4 * queries.square().mean(2).amax()
+        _require(
+            (energy <= limit).all(),
+            f"sparse coding diverged: step={self.step} is too large for this dictionary; "
+            "use step='whiten' (default) or 'lipschitz'",
+        )
+
+    def _reconstruct(self, queries: Tensor, residual: Tensor, whitener: Tensor | None) -> Tensor:
+        tasks, images, _, height, width = queries.shape
+        columns = reference.im2col(queries, self.receptive_field).mT
+        columns = columns.reshape(tasks, -1, images, height, width).transpose(1, 2) - residual
+        if whitener is None:
+            return columns
+        # L maps whitened vectors back, offset by offset of the patch.
+        channels = queries.shape[2]
+        vectors = columns.unflatten(2, (channels, -1)).movedim(2, -1)
+        solved = torch.linalg.solve_triangular(whitener, vectors.flatten(1, -2).mT, upper=False).mT
+        return solved.reshape(vectors.shape).movedim(-1, 2).flatten(2, 3)
+
+    def _codes(self, queries: Tensor, dictionary: Dictionary, peak: Tensor | None) -> Tensor:
+        tasks, images, _, height, width = queries.shape
+        rows = reference.im2col(queries, self.receptive_field)
+        scale = torch.ones_like(rows[..., 0]) if peak is None else peak
+        atoms = functional.dictionary_rows(dictionary.atoms, dictionary.index, self.receptive_field)
+        codes = reference.istc_codes(
+            rows / scale[..., None], atoms, dictionary.step, self.lambdas, self.taus, self.shrinkage
+        )
+        codes = codes * scale[..., None]
+        return codes.mT.reshape(tasks, -1, images, height, width).transpose(1, 2)
+
+    def _stored_dictionary(self, features: Tensor) -> Dictionary:
+        if not self.is_adapted:
+            raise NotAdaptedError(
+                "this SparseCodingLayer has no dictionary yet: call adapt(support) with features of "
+                "normal images first, or pass them as layer(features, support)"
+            )
+        if self.atoms.device != features.device:
+            raise InputError(
+                f"features are on {features.device}, the dictionary is on {self.atoms.device}; "
+                "move one with .to()"
+            )
+        index = self.atom_index[None] if len(self.atom_index) else None
+        whitener = self.whitener.to(features)[None] if self.step == "whiten" else None
+        return Dictionary(self.atoms.to(features.dtype), index, self.gain.to(features), whitener)
+
+    def _task_dictionaries(self, support: Tensor) -> Dictionary:
+        if self.normalize:
+            support = whitening.unit_length(support, 2)
+        moment = whitening.second_moment(support) if self.step == "whiten" else support.new_empty(0)
+        index = None
+        if self.max_atoms is not None and support[0, :, 0].numel() > self.max_atoms:
+            index = torch.stack(
+                [thin(maps, None, self.max_atoms, self.receptive_field) for maps in support.detach()]
+            )
+        return prepare(support, index, moment, self.step, self.receptive_field)
+
+    def _make_schedule(self) -> tuple[list[float], list[float] | None]:
+        settings = self._settings
+        if isinstance(settings["schedule"], list):
+            lambdas = settings["schedule"]
+        else:
+            ratio = settings["lambda_max"] / settings["lambda_min"]
+            n = settings["iterations"]
+            lambdas = [settings["lambda_max"] * ratio ** (-j / n) for j in range(1, n + 1)]
+        if self.shrinkage != "sigshrink":
+            return lambdas, None
+        if settings["tau"] is not None:
+            return lambdas, settings["tau"]
+        if not all(lam > 0 for lam in lambdas):
+            raise InputError(f"sharpness needs thresholds λ > 0, got {lambdas}; or give tau")
+        return lambdas, [settings["sharpness"] / lam for lam in lambdas]
+
+    def _check_settings(self) -> None:
+        s = self._settings
+        checks = {
+            "iterations": isinstance(s["iterations"], int)
+            and 1 <= s["iterations"] <= functional.MAX_ITERATIONS,
+            "lambda_max": s["lambda_max"] >= s["lambda_min"],
+            "lambda_min": s["lambda_min"] > 0,
+            "schedule": s["schedule"] in ("relative", "absolute")
+            or (isinstance(s["schedule"], list) and len(s["schedule"]) == s["iterations"]),
+            "sharpness": s["sharpness"] > 0,
+            "shrinkage": s["shrinkage"] in functional.SHRINKAGES,
+            "receptive_field": s["receptive_field"] >= 1 and s["receptive_field"] % 2 == 1,
+            "step": s["step"] in ("whiten", "lipschitz")
+            or (isinstance(s["step"], (int, float)) and s["step"] > 0),
+            "max_atoms": s["max_atoms"] is None or s["max_atoms"] >= 1,
+            "backend": s["backend"] in functional.BACKENDS,
+        }
+        for name, good in checks.items():
+            if not good:
+                raise InputError(f"SparseCodingLayer cannot use {name}={s[name]!r}; see its docstring")
+
+
+def _require(condition: Tensor, message: str) -> None:
+    """Raise DivergedError unless ``condition``; on a GPU and in compiled code without synchronising."""
+    if condition.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not condition:
+            raise DivergedError(message)
+    else:
+        torch._assert_async(condition, message)

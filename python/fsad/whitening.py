@@ -1,0 +1,46 @@
+"""Whitening of feature channels: what makes three iterations with step 1 enough.
+
+A dictionary of thousands of patches of one product is highly correlated; with step 1 the iteration would
+explode, with the Lipschitz step it would hardly move. Whitening the channels by the support's own second
+moment flattens the spectrum. It is a 1×1 convolution, so patches stay gathers from a map.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def unit_length(features: Tensor, dim: int) -> Tensor:
+    """Scale feature vectors along ``dim`` to length one; smooth at zero, where both derivatives exist."""
+    return features * (features.square().sum(dim, keepdim=True) + 1e-12).rsqrt()
+
+
+def second_moment(support: Tensor) -> Tensor:
+    """Mean outer product of the feature vectors: (T, K, c, h, w) -> (T, c, c)."""
+    columns = support.transpose(1, 2).flatten(2)
+    return columns @ columns.mT / columns.shape[-1]
+
+
+def whitening_matrix(moment: Tensor, ridge: float) -> Tensor:
+    """L⁻¹ of the Cholesky factorisation C + ridge·tr(C)/c·I = LLᵀ: (T, c, c) -> (T, c, c).
+
+    The Cholesky root gives the same Gram matrix as the symmetric one and is safe to differentiate where
+    eigenvalues meet.
+    """
+    channels = moment.shape[-1]
+    identity = torch.eye(channels, dtype=moment.dtype, device=moment.device)
+    trace = moment.diagonal(dim1=-2, dim2=-1).sum(-1)
+    # A support of zeros has no scale of its own: any positive one gives the same (zero) features.
+    scale = torch.where(trace > 0, trace / channels, torch.ones_like(trace))
+    factor = torch.linalg.cholesky(moment + ridge * scale[:, None, None] * identity)
+    return torch.linalg.solve_triangular(factor, identity.expand_as(moment), upper=False)
+
+
+def apply(matrix: Tensor, maps: Tensor) -> Tensor:
+    """Multiply the channels by a matrix a task: (T, c, c), (T, B, c, h, w) -> (T, B, c, h, w).
+
+    The result lies channels-last in memory, as the kernels read it.
+    """
+    rows = maps.movedim(2, -1).flatten(1, 3) @ matrix.mT
+    return rows.unflatten(1, (maps.shape[1], *maps.shape[3:])).movedim(-1, 2)
