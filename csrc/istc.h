@@ -29,7 +29,7 @@ template <class Real>
 struct IstcProblem {
   int64_t tasks, queries, atoms, width;  // T, n, k, d
   PatchMap<const Real> query_map, atom_map;
-  const int64_t* atom_index;  // (T, k) positions of the atoms, or null for all
+  const int64_t* atom_index;  // (T, k) positions of the atoms, distinct in each task; null for all
   const Real* scale;          // (T, n), the factor on every query patch
   const Real* step;           // (T), η
   int iterations;             // N

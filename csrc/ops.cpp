@@ -97,11 +97,12 @@ void check_maps(const Tensor& queries, const Tensor& atoms, const std::optional<
   STD_TORCH_CHECK(receptive_field > 0 && receptive_field % 2 == 1,
                   "fsad: receptive_field must be odd and positive, got ", receptive_field);
   if (atom_index) {
-    STD_TORCH_CHECK(atom_index->dim() == 2 && atom_index->size(0) == queries.size(0) &&
-                        atom_index->scalar_type() == ScalarType::Long && atom_index->is_contiguous() &&
-                        atom_index->device() == queries.device(),
-                    "fsad: atom_index must be contiguous int64 (T, k) on the device of the queries, got ",
-                    shape(*atom_index));
+    STD_TORCH_CHECK(
+        atom_index->dim() == 2 && atom_index->size(0) == queries.size(0) && atom_index->size(1) > 0 &&
+            atom_index->scalar_type() == ScalarType::Long && atom_index->is_contiguous() &&
+            atom_index->device() == queries.device(),
+        "fsad: atom_index must be contiguous int64 (T, k) with k > 0 on the device of the queries, got ",
+        shape(*atom_index));
     if (!queries.is_cuda()) {  // reading it on a GPU would synchronise
       const int64_t positions = atoms.size(1) * atoms.size(2) * atoms.size(3);
       const int64_t* index = read<int64_t>(*atom_index);

@@ -125,7 +125,8 @@ def sparse_code(
         support_features: ([T,] K, c, H, W); their K·H·W patches are the atoms. T on both or on neither.
         lambdas, step, tau, shrinkage, backend: as in ``istc``.
         receptive_field: l, odd; 1 codes single positions.
-        atom_index: int64 ([T,] k), the flat positions in K·H·W that serve as atoms; all by default.
+        atom_index: int64 ([T,] k), distinct flat positions in K·H·W, the patches that serve as
+            atoms; all by default. Positions are checked on the CPU only.
         scale: ([T,] B·h·w), a factor on every query patch, differentiable; 1 by default.
 
     Returns:
@@ -330,8 +331,12 @@ def _check_maps(
     if support_features.numel() == 0:
         raise InputError(f"the dictionary is empty: support maps {tuple(support_features.shape)}")
     if atom_index is not None and (
-        atom_index.dtype != torch.int64 or atom_index.dim() != 2 or len(atom_index) != len(features)
+        atom_index.dtype != torch.int64
+        or atom_index.dim() != 2
+        or len(atom_index) != len(features)
+        or atom_index.shape[1] == 0
     ):
         raise InputError(
-            f"atom_index must be int64 ([T,] k), got {atom_index.dtype} {tuple(atom_index.shape)}"
+            "atom_index must be int64 ([T,] k) with k > 0 distinct positions, "
+            f"got {atom_index.dtype} {tuple(atom_index.shape)}"
         )

@@ -37,9 +37,9 @@ def im2col(maps: Tensor, receptive_field: int) -> Tensor:
     (T, B, c, h, w) -> (T, B·h·w, c·l²); entry (channel, row offset, column offset) of a patch stands at
     ``channel·l² + offset``.
     """
-    tasks, images, _channels, height, width = maps.shape
+    tasks, images, channels, height, width = maps.shape
     columns = F.unfold(maps.flatten(0, 1), receptive_field, padding=receptive_field // 2)
-    return columns.view(tasks, images, -1, height * width).transpose(2, 3).flatten(1, 2)
+    return columns.view(tasks, images, channels * receptive_field**2, height * width).transpose(2, 3).flatten(1, 2)
 
 
 def istc_codes(
