@@ -250,6 +250,7 @@ def test_bad_features_are_refused() -> None:
         {"step": -1.0},
         {"max_atoms": 0},
         {"backend": "fast"},
+        {"ridge": 0.0},
     ],
     ids=str,
 )

@@ -14,8 +14,6 @@ from torch import Tensor
 from fsad import coreset, patches, whitening
 from fsad.errors import DivergedError, InputError
 
-WHITENING_RIDGE = 0.1
-
 
 class Dictionary(NamedTuple):
     """A dictionary ready for coding, of T independent tasks."""
@@ -27,18 +25,24 @@ class Dictionary(NamedTuple):
 
 
 def prepare(
-    maps: Tensor, index: Tensor | None, moment: Tensor, step: str | float, receptive_field: int
+    maps: Tensor,
+    index: Tensor | None,
+    moment: Tensor,
+    step: str | float,
+    ridge: float,
+    receptive_field: int,
 ) -> Dictionary:
     """Whiten, scale and choose η as ``step`` says (see ``SparseCodingLayer``).
 
     Args:
         maps: (T, K, c, h, w) in feature units.
         index: (T, k) or None for all patches.
-        moment: (T, c, c), second moment of the support's vectors, for ``step="whiten"``.
+        moment: (T, c, c), second moment of the support's vectors; read for ``step="whiten"`` only, as is
+            ``ridge``.
     """
     tasks = maps.shape[0]
     if step == "whiten":
-        whitener = whitening.whitening_matrix(moment, WHITENING_RIDGE)
+        whitener = whitening.whitening_matrix(moment, ridge)
         maps = whitening.apply(whitener, maps)
         norm = _norm(maps, index, receptive_field)
         maps = maps / norm[:, None, None, None, None]
@@ -61,11 +65,11 @@ def check_step(dictionary: Dictionary, receptive_field: int) -> None:
 
 
 def thin(maps: Tensor, candidates: Tensor | None, max_atoms: int, receptive_field: int) -> Tensor:
-    """At most ``max_atoms`` of the candidate patches of maps (K, c, h, w), by greedy coreset: (k,)."""
+    """At most ``max_atoms`` of the candidate patches of maps (K, c, h, w), by ``coreset.select``: (k,)."""
     points = coreset.project(maps, receptive_field, padding=receptive_field // 2)
     if candidates is None:
-        return coreset.farthest_points(points, max_atoms)
-    return candidates[coreset.farthest_points(points[candidates], max_atoms)]
+        return coreset.select(points, max_atoms)
+    return candidates[coreset.select(points[candidates], max_atoms)]
 
 
 def cut_patches(maps: Tensor, index: Tensor, receptive_field: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fsad import atoms, functional, whitening
+from fsad import atoms, coreset, functional, whitening
 from fsad.errors import InputError
 
 
@@ -17,11 +17,17 @@ class StoredDictionary(nn.Module):
     """
 
     def __init__(
-        self, receptive_field: int, step: str | float, normalize: bool, max_atoms: int | None
+        self,
+        receptive_field: int,
+        step: str | float,
+        ridge: float,
+        normalize: bool,
+        max_atoms: int | None,
     ) -> None:
         super().__init__()
         self.receptive_field = receptive_field
         self.step = step
+        self.ridge = ridge
         self.normalize = normalize
         self.max_atoms = max_atoms
         self.register_buffer("support", torch.empty(0))  # maps (K, c, h, w); empty: not adapted
@@ -73,7 +79,7 @@ class StoredDictionary(nn.Module):
         """Add the feature maps of more normal images to the dictionary; arguments as in ``adapt``.
 
         The second moment behind the whitening becomes exactly that of all images together; with
-        ``max_atoms`` the old atoms and the new patches compete for the places.
+        ``max_atoms`` old atoms and new patches compete for the places, by farthest-point selection.
         """
         if not self.is_adapted:
             return self.adapt(support, mask)
@@ -92,8 +98,9 @@ class StoredDictionary(nn.Module):
         new_patches = atoms.cut_patches(maps, new, self.receptive_field)
         maps = torch.cat([self._patches(), new_patches])
         if self.max_atoms is not None and len(maps) > self.max_atoms:
-            kept = atoms.thin(maps, self._centers(maps), self.max_atoms, self.receptive_field)
-            maps = maps[kept // self.receptive_field**2]
+            # The old atoms are a selection already; what is farthest from them is what is new.
+            points = coreset.project(maps, self.receptive_field, padding=0)
+            maps = maps[coreset.farthest_points(points, self.max_atoms)]
         return self._store(maps, self._centers(maps), moment, total)
 
     def compact(self, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
@@ -132,7 +139,9 @@ class StoredDictionary(nn.Module):
 
     def _store(self, maps: Tensor, index: Tensor | None, moment: Tensor, count: int) -> StoredDictionary:
         stored_index = None if index is None else index[None]
-        ready = atoms.prepare(maps[None], stored_index, moment[None], self.step, self.receptive_field)
+        ready = atoms.prepare(
+            maps[None], stored_index, moment[None], self.step, self.ridge, self.receptive_field
+        )
         if not isinstance(self.step, str):
             atoms.check_step(ready, self.receptive_field)
         self.support = maps.contiguous()

@@ -49,13 +49,13 @@ class AdaptiveEnergyModel(nn.Module):
                 parts whose orientation matters: there a flipped part is a defect.
         """
         with torch.no_grad():
-            self.sparse_coding.adapt(self.features(_augmented(images) if augment else images))
+            self.sparse_coding.adapt(self.features(augmented(images) if augment else images))
         return self
 
     def extend(self, images: Tensor, augment: bool = False) -> AdaptiveEnergyModel:
         """Add more normal images to the dictionary; arguments as in ``adapt``."""
         with torch.no_grad():
-            self.sparse_coding.extend(self.features(_augmented(images) if augment else images))
+            self.sparse_coding.extend(self.features(augmented(images) if augment else images))
         return self
 
     def forward(self, images: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class AdaptiveEnergyModel(nn.Module):
         return gradient.norm(dim=1)
 
 
-def _augmented(images: Tensor) -> Tensor:
+def augmented(images: Tensor) -> Tensor:
     """All eight flips and 90° rotations, (K, 3, H, W) -> (8K, 3, H, W)."""
     if images.shape[-1] != images.shape[-2]:
         raise InputError(f"augment needs square images, got {tuple(images.shape[-2:])}")

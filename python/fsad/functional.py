@@ -180,7 +180,7 @@ def sparse_code(
     queries = reference.im2col(features, receptive_field) * scale[..., None]
     atoms = dictionary_rows(support_features, atom_index, receptive_field)
     residual = reference.istc(queries, atoms, step, lambdas, taus, shrinkage)
-    return residual.mT.reshape(tasks, -1, images, height, width).transpose(1, 2)
+    return residual.mT.reshape(tasks, queries.shape[-1], images, height, width).transpose(1, 2)
 
 
 def peak_correlation(

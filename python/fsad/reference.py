@@ -39,7 +39,9 @@ def im2col(maps: Tensor, receptive_field: int) -> Tensor:
     """
     tasks, images, channels, height, width = maps.shape
     columns = F.unfold(maps.flatten(0, 1), receptive_field, padding=receptive_field // 2)
-    return columns.view(tasks, images, channels * receptive_field**2, height * width).transpose(2, 3).flatten(1, 2)
+    width_of_patch = channels * receptive_field**2
+    columns = columns.view(tasks, images, width_of_patch, height * width)
+    return columns.transpose(2, 3).flatten(1, 2)
 
 
 def istc_codes(

@@ -47,8 +47,10 @@ class SparseCodingLayer(StoredDictionary):
             dictionary to norm 1, so that η = 1 is stable; ``"lipschitz"`` takes η = 1/‖D‖₂²; a number is
             η itself.
         normalize: scale feature vectors to length one first.
-        max_atoms: thin the dictionary to at most this many atoms (greedy coreset).
+        max_atoms: thin the dictionary to at most this many atoms (``fsad.coreset``).
         backend: ``"auto"``, ``"native"`` or ``"reference"``.
+        ridge: ε of the whitening, in units of the mean eigenvalue: the larger, the less rare directions are
+            amplified.
 
     Raises:
         InputError: for settings that cannot be used.
@@ -68,8 +70,9 @@ class SparseCodingLayer(StoredDictionary):
         normalize: bool = True,
         max_atoms: int | None = None,
         backend: str = "auto",
+        ridge: float = 0.1,
     ) -> None:
-        super().__init__(receptive_field, step, normalize, max_atoms)
+        super().__init__(receptive_field, step, ridge, normalize, max_atoms)
         self._settings = {
             "iterations": iterations,
             "lambda_max": lambda_max,
@@ -83,6 +86,7 @@ class SparseCodingLayer(StoredDictionary):
             "normalize": normalize,
             "max_atoms": max_atoms,
             "backend": backend,
+            "ridge": ridge,
         }
         self.shrinkage = shrinkage
         self.backend = backend
@@ -253,7 +257,7 @@ class SparseCodingLayer(StoredDictionary):
             index = torch.stack(
                 [thin(maps, None, self.max_atoms, self.receptive_field) for maps in support.detach()]
             )
-        return prepare(support, index, moment, self.step, self.receptive_field)
+        return prepare(support, index, moment, self.step, self.ridge, self.receptive_field)
 
     def _make_schedule(self) -> tuple[list[float], list[float] | None]:
         settings = self._settings
@@ -287,6 +291,7 @@ class SparseCodingLayer(StoredDictionary):
             or (isinstance(s["step"], (int, float)) and s["step"] > 0),
             "max_atoms": s["max_atoms"] is None or s["max_atoms"] >= 1,
             "backend": s["backend"] in functional.BACKENDS,
+            "ridge": s["ridge"] > 0,
         }
         for name, good in checks.items():
             if not good:

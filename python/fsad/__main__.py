@@ -1,0 +1,5 @@
+"""`python -m fsad` is the command `fsad`."""
+
+from fsad.cli import main
+
+main()

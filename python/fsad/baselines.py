@@ -1,0 +1,106 @@
+"""What sparse coding has to beat: three detectors on the same features, scored the same way.
+
+Each has ``fit(features (K, c, h, w))`` and ``score_map(features (B, c, h, w)) -> (B, h, w)``, higher is
+worse. Feature vectors are scaled to unit length first, as the sparse coding layer does it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from fsad import coreset
+from fsad.errors import InputError, NotAdaptedError
+from fsad.whitening import second_moment, unit_length, whitening_matrix
+
+
+def _support_moment(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit-length maps (K, c, h, w) and their second moment (c, c)."""
+    if features.dim() != 4 or features.numel() == 0:
+        raise InputError(f"expected features (K, c, h, w), K ≥ 1, got {tuple(features.shape)}")
+    unit = unit_length(features.detach(), 1)
+    return unit, second_moment(unit[None])[0]
+
+
+class _Baseline(ABC):
+    """Shared by all: unit length, the check that ``fit`` was called, one vector a position."""
+
+    _fitted: Tensor  # (anything, c), set by fit
+
+    @abstractmethod
+    def _score(self, unit: Tensor) -> Tensor:
+        """Unit vectors (B, h, w, c) -> (B, h, w)."""
+
+    def score_map(self, features: Tensor) -> Tensor:
+        """Anomaly of each position: (B, c, h, w) -> (B, h, w)."""
+        if not hasattr(self, "_fitted"):
+            raise NotAdaptedError(f"{type(self).__name__} has no normal features: call fit first")
+        if features.dim() != 4 or features.shape[1] != self._fitted.shape[-1]:
+            raise InputError(
+                f"expected features (B, {self._fitted.shape[-1]}, h, w), got {tuple(features.shape)}"
+            )
+        return self._score(unit_length(features, 1).movedim(1, -1))
+
+
+class NearestNeighbour(_Baseline):
+    """Distance to the nearest normal vector of a memory bank (PatchCore, arXiv 2106.08265).
+
+    ``max_atoms`` thins the bank by farthest-point selection, as PatchCore does.
+    """
+
+    def __init__(self, max_atoms: int | None = None) -> None:
+        self.max_atoms = max_atoms
+
+    def fit(self, features: Tensor) -> NearestNeighbour:
+        unit, _ = _support_moment(features)
+        self._fitted = unit.movedim(1, -1).flatten(0, 2)
+        if self.max_atoms is not None:
+            points = coreset.project(unit, receptive_field=1, padding=0)
+            self._fitted = self._fitted[coreset.farthest_points(points, min(self.max_atoms, len(points)))]
+        return self
+
+    def _score(self, unit: Tensor) -> Tensor:
+        # ‖x − y‖² = 2 − 2⟨x, y⟩ for unit vectors; one map at a time bounds the memory.
+        nearest = torch.stack([(vectors @ self._fitted.mT).amax(-1) for vectors in unit])
+        return (2 - 2 * nearest).clamp_min(0).sqrt()
+
+
+class Mahalanobis(_Baseline):
+    """Squared Mahalanobis distance to the normal vectors' Gaussian, divided by c.
+
+    ``ridge`` is added to the covariance, in units of its mean eigenvalue.
+    """
+
+    def __init__(self, ridge: float = 0.1) -> None:
+        self.ridge = ridge
+
+    def fit(self, features: Tensor) -> Mahalanobis:
+        unit, moment = _support_moment(features)
+        self._mean = unit.mean((0, 2, 3))
+        self._fitted = whitening_matrix((moment - torch.outer(self._mean, self._mean))[None], self.ridge)[0]
+        return self
+
+    def _score(self, unit: Tensor) -> Tensor:
+        return ((unit - self._mean) @ self._fitted.mT).square().mean(-1)
+
+
+class Ridge(_Baseline):
+    """Mean squared residual of a reconstruction by all normal vectors under an ℓ2 penalty.
+
+    With D the k normal vectors as columns, z − D(DᵀD + kμ)⁻¹Dᵀz = μ(C + μ)⁻¹z, where C = DDᵀ/k and
+    μ = ``ridge`` · tr(C)/c: the dictionary enters through C alone.
+    """
+
+    def __init__(self, ridge: float = 0.1) -> None:
+        self.ridge = ridge
+
+    def fit(self, features: Tensor) -> Ridge:
+        _, moment = _support_moment(features)
+        penalty = self.ridge * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
+        self._fitted = torch.linalg.solve(moment + penalty, penalty)
+        return self
+
+    def _score(self, unit: Tensor) -> Tensor:
+        return (unit @ self._fitted.mT).square().mean(-1)

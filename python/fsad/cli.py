@@ -1,0 +1,252 @@
+"""The command `fsad`: adapt to normal pictures, detect anomalous ones.
+
+Exit codes: 0 all pictures scored, 1 failure, 2 wrong usage, 3 some pictures unreadable, 4 anomalous pictures
+found (only with --fail-on-anomaly, and then rather than 3). Tables go to standard output, progress and
+messages to standard error.
+"""
+
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .errors import FsadError, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .detector import FewShotDetector
+    from .results import ResultFolder
+
+UNREADABLE, ANOMALOUS = 3, 4
+
+app = typer.Typer(
+    help="Finds anomalous pictures after a look at a few normal ones. Start with `fsad demo`.",
+    epilog="Exit codes: 0 all pictures scored, 1 failure, 2 wrong usage, 3 some pictures "
+    "unreadable, 4 anomalous pictures found (with --fail-on-anomaly).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(markup=False, highlight=False)  # file names may look like markup
+err = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+
+def _option(help: str, *names: str, **rest: Any) -> Any:
+    return typer.Option(*names, help=help, show_default=False, **rest)
+
+
+LEVEL = "Share of normal pictures that may be called anomalous (default: 0.1, or the model's)."
+LIMIT = "Refuse larger files before decoding (default: 89478485, Pillow's limit)."
+Normal = _option("Folder of normal pictures, subfolders included; ten are plenty.")
+FalseAlarm = Annotated[float | None, _option(LEVEL, min=0.0001, max=0.9999)]
+Device = Annotated[Literal["cpu", "cuda", "auto"], _option("auto: a GPU if there is one.")]
+Seed = Annotated[int, _option("Seed of everything random.", min=0)]
+MaxPixels = Annotated[int | None, _option(LIMIT, min=1)]
+Strict = Annotated[bool, _option("Stop at the first unreadable picture.", "--strict")]
+
+
+@app.command()
+def adapt(
+    normal: Annotated[Path, Normal],
+    output: Annotated[Path, _option("The model file to write.", "--output", "-o")],
+    add: Annotated[bool, _option("Add to that model, as it is, more pictures.", "--add")] = False,
+    backbone: Annotated[
+        str | None, _option("efficientnet_lite0 (default), small_resnet or timm:NAME.")
+    ] = None,
+    input_size: Annotated[int | None, _option("Side to resize to (default: 256).", min=16)] = None,
+    tile: Annotated[int | None, _option("Or cut into tiles of this side.", min=16)] = None,
+    roi: Annotated[Path | None, _option("Mask picture; what is black there is ignored.")] = None,
+    augment: Annotated[bool, _option("Flipped and turned is normal too.", "--augment")] = False,
+    false_alarm: FalseAlarm = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    max_pixels: MaxPixels = None,
+    strict: Strict = False,
+) -> None:
+    """Adapt to normal pictures and save the model, a few megabytes."""
+    given = {"backbone": backbone, "input_size": input_size, "tile": tile, "roi": roi}
+    settings = {name: value for name, value in given.items() if value is not None}
+    settings |= {"augment": True} if augment else {}
+    if add and settings:
+        raise typer.BadParameter(f"{', '.join(settings)} cannot change in an existing model (--add)")
+    if output.is_dir():
+        raise InputError(f"{_shown(output)} is a folder; --output needs the name of a file.")
+    with tempfile.TemporaryFile(dir=output.parent):
+        pass  # an OSError now rather than after the work
+    model = output if add else None
+    detector = _detector(model, false_alarm, device, max_pixels, seed=seed, **settings)
+    skipped = _learn(detector.update if add else detector.fit, normal, max_pixels, strict)
+    detector.save(output)
+    size = output.stat().st_size / 1e6
+    err.print(f"Wrote {_shown(output)}, {size:.1f} MB. {detector.threshold_}")
+    if skipped:
+        raise typer.Exit(UNREADABLE)
+
+
+@app.command()
+def detect(
+    images: Annotated[Path, _option("Folder of pictures to judge, subfolders included.")],
+    output: Annotated[Path, _option("Folder for tables, overlays and report.", "--output", "-o")],
+    model: Annotated[Path | None, _option("Model file made by `fsad adapt`.")] = None,
+    normal: Annotated[Path | None, Normal] = None,
+    fail_on_anomaly: Annotated[
+        bool, _option("Exit with 4 if any picture is anomalous.", "--fail-on-anomaly")
+    ] = False,
+    false_alarm: FalseAlarm = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    max_pixels: MaxPixels = None,
+    strict: Strict = False,
+) -> None:
+    """Score pictures with a model, or after adapting to --normal, and explain the scores.
+
+    Writes scores.csv, scores.json, overlays and report.html.
+    """
+    if (model is None) == (normal is None):
+        raise typer.BadParameter("give either --model FILE or --normal FOLDER")
+    from .images import list_images
+    from .results import ResultFolder
+
+    # An output folder inside the folder of pictures holds the overlays of an earlier run.
+    pictures = [p for p in list_images(images) if output.resolve() not in p.resolve().parents]
+    with ResultFolder(output, images, len(pictures)) as folder:
+        detector = _detector(model, false_alarm, device, max_pixels, seed=seed)
+        skipped = 0 if normal is None else _learn(detector.fit, normal, max_pixels, strict)
+        detector.map_kind = "energy"  # boxes compare the map with the scores' threshold
+        with _progress("scoring", len(pictures)) as advance:
+            for result in detector.iter_results(pictures, "raise" if strict else "skip"):
+                folder.add(detector, result)
+                advance()
+        folder.publish(detector, _shown(model or normal))
+    _print_results(folder, str(detector.threshold_))
+    if fail_on_anomaly and any(row["anomalous"] for row in folder.rows):
+        raise typer.Exit(ANOMALOUS)
+    if skipped or folder.unreadable:
+        raise typer.Exit(UNREADABLE)
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path, _option("Folder for the first draw's report (default: fsad-demo).", "--output", "-o")
+    ] = Path("fsad-demo"),
+    draws: Annotated[int, _option("Draws of ten normal pictures (default: 5).", min=1)] = 5,
+    data: Annotated[
+        Literal["auto", "elpv", "procedural"], _option("auto: elpv, if it is installed.")
+    ] = "auto",
+) -> None:
+    """Compare fsad with three baselines on real solar cells, and write a report."""
+    from .demo import run_demo
+
+    run_demo(output, draws, data, out, _progress)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, _option("JSON in place of tables.", "--json")] = False) -> None:
+    """Print what is installed, compiled and used, and check every kernel."""
+    from .doctor import run_doctor
+
+    if not run_doctor(out, as_json):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: runs the command; an error that a user can mend becomes one line and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # A polite kill lets unfinished files be cleaned up, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # Pillow's remarks on the metadata of damaged files, which we name in messages of our own.
+    warnings.filterwarnings("ignore", module="PIL")
+    try:
+        app()
+    except (FsadError, OSError, ImportError, MemoryError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{_shown(error.filename)}: {error.strerror}"
+        err.print(f"Error: {text}")
+        sys.exit(1)
+
+
+def _shown(path: Any) -> str:
+    from .images import display_name
+
+    return display_name(path)
+
+
+def _detector(
+    model: Path | None, level: float | None, device: str, max_pixels: int | None, **settings: Any
+) -> "FewShotDetector":
+    """A detector from a file, or a new one with the settings."""
+    import torch
+
+    from .detector import FewShotDetector
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"torch {torch.__version__} finds no usable GPU here: --device cpu, or auto.")
+    if model is None:
+        settings |= {"device": device, "max_pixels": max_pixels, "false_alarm": level or 0.1}
+        return FewShotDetector(**settings)
+    detector = FewShotDetector.load(model, device=device)
+    detector.max_pixels = max_pixels
+    return detector if level is None else detector.set_threshold(false_alarm=level)
+
+
+def _learn(learn: Any, folder: Path, max_pixels: int | None, strict: bool) -> int:
+    """Give the pictures to `learn` (fit or update); returns how many were unreadable and left out."""
+    from .images import list_images, load_image
+
+    paths, used = list_images(folder), []
+
+    def readable(advance: Callable[[], object]) -> Iterator["np.ndarray"]:
+        for path in paths:
+            try:
+                picture = load_image(path, max_pixels)
+            except InputError as error:
+                if strict:
+                    raise
+                err.print(f"Left out: {error}")
+            else:
+                used.append(path)
+                yield picture
+            advance()
+
+    with _progress("adapting", len(paths)) as advance:
+        detector = learn(readable(advance))
+    for index, reason in detector.suspects_ if learn.__name__ == "fit" else ():
+        err.print(f"Unlike the others, is it normal? {_shown(used[index])}: {reason}")
+    return len(paths) - len(used)
+
+
+@contextmanager
+def _progress(task: str, total: int) -> Iterator[Callable[[], object]]:
+    """A progress bar on standard error, if that is a terminal; gives the function that advances it."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    hidden = not err.is_terminal
+    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True, disable=hidden) as bar:
+        number = bar.add_task(task, total=total)
+        yield lambda: bar.advance(number)
+
+
+def _print_results(folder: "ResultFolder", threshold: str) -> None:
+    table = Table("image", "score", "verdict", "regions", title="Most anomalous pictures")
+    for row in sorted(folder.rows, key=lambda row: -row["score"])[:10]:
+        verdict = "anomalous" if row["anomalous"] else "normal"
+        table.add_row(row["image"], f"{row['score']:.4g}", verdict, str(len(row["regions"])))
+    out.print(table)
+    bad, lost = sum(row["anomalous"] for row in folder.rows), len(folder.unreadable)
+    counts = f"{len(folder.rows)} pictures scored, {bad} anomalous, {lost} unreadable."
+    out.print(f"{counts} {threshold}\nReport: {_shown(folder.folder / 'report.html')}", soft_wrap=True)
+    for _, reason in folder.unreadable:
+        err.print(f"Unreadable: {reason}")

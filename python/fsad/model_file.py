@@ -1,0 +1,117 @@
+"""Model files: safetensors with a JSON description in its metadata, never a pickle.
+
+The metadata holds two strings: ``fsad``, the description as JSON, and ``sha256``, the digest of the
+description and of every tensor. A file that was cut off, altered or made by something else is
+refused with one sentence.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from fsad.backbones import Backbone, load_backbone
+from fsad.errors import ModelFileError
+
+FORMAT_VERSION = 1
+
+
+def write_model(path: str | Path, tensors: Mapping[str, Tensor], description: dict) -> None:
+    """Write ``tensors`` and the JSON-able ``description`` to ``path``, whole or not at all.
+
+    The bytes go to a temporary file in the same folder, reach the disk, and take the final name in
+    one step. Raises OSError where the folder is missing or cannot be written.
+    """
+    path = Path(path)
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps({"version": FORMAT_VERSION, **description}, sort_keys=True, allow_nan=False)
+    content = to_bytes(stored, metadata={"fsad": text, "sha256": _digest(text, stored)})
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)  # mkstemp makes files private; a model has the permissions of any file
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors (on the CPU) and the description that ``write_model`` put there.
+
+    Raises ModelFileError for a damaged or foreign file or one of a newer format, OSError for one
+    that is missing or may not be read.
+    """
+    with open(path, "rb"):  # OSError with its own words before safetensors meets the file
+        pass
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, RuntimeError, OverflowError) as error:
+        raise ModelFileError(
+            f"{path} is not a complete fsad model: it is cut off, damaged or another kind of file "
+            f"({error}); make it again with `fsad adapt`"
+        ) from error
+    if "fsad" not in metadata or "sha256" not in metadata:
+        raise ModelFileError(
+            f"{path} is a safetensors file, but not an fsad model: make one with `fsad adapt`"
+        )
+    text = metadata["fsad"]
+    if metadata["sha256"] != _digest(text, tensors):
+        raise ModelFileError(
+            f"{path} is damaged: its content does not match its checksum; copy or make it again"
+        )
+    description = json.loads(text)
+    version = description.pop("version")
+    if version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path} has format version {version}, this fsad reads up to {FORMAT_VERSION}: "
+            "update it with `pip install --upgrade fsad`"
+        )
+    return tensors, description
+
+
+def saved_backbone(path: str | Path, saved: Mapping[str, str], given: Any) -> Backbone:
+    """The backbone that a model file speaks of, or the one ``given`` in its place.
+
+    Raises ModelFileError where there is none, or its weights are not those the model was made with.
+    """
+    name, expected = saved["name"], saved["weights_hash"]
+    if given is None and name.startswith("module:"):
+        raise ModelFileError(
+            f"{path} was made with a module of your own ({name.removeprefix('module:')}), which is "
+            "not in the file: pass it, with the same weights, as load(path, backbone=module)"
+        )
+    backbone = load_backbone(name if given is None else copy.deepcopy(given))
+    if backbone.weights_hash != expected:
+        raise ModelFileError(
+            f"{path} was made with the backbone {name} and weights {expected[:12]}, those of "
+            f"{backbone.name} here are {backbone.weights_hash[:12]}: use the same, or adapt again"
+        )
+    return backbone
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of the description and of each tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

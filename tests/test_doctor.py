@@ -1,0 +1,51 @@
+"""`fsad doctor` finds a sound installation sound, and a broken one broken."""
+
+import json
+import sys
+
+import pytest
+import torch
+from command import fsad
+from rich.console import Console
+
+from fsad import doctor, functional
+
+
+def test_a_sound_installation():
+    done = fsad("doctor", "--json")
+    facts = json.loads(done.stdout)
+    assert done.returncode == 0 and facts["ok"] and facts["problem"] is None
+    assert facts["versions"]["torch"].startswith(torch.__version__)
+    assert facts["native"]["compiled"]["cpu"] and facts["native"]["used"]["cpu"].startswith("native")
+    checked = {(c["device"], c["dtype"], c["kernel"]) for c in facts["checks"]}
+    for dtype in ("float32", "float64"):
+        for kernel in ("forward", "backward", "double backward", "peak"):
+            assert ("cpu", dtype, kernel) in checked
+    assert all(c["cases"] >= 9 and c["error"] <= c["allowed"] for c in facts["checks"])
+
+
+def test_tables_for_people():
+    done = fsad("doctor")
+    assert done.returncode == 0
+    for word in ("Versions", "Native library", "double backward", "All is well"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize("fault", [1e-4, float("nan")])
+def test_a_wrong_kernel_is_found(monkeypatch, capsys, fault):
+    right = functional.sparse_code
+
+    def wrong(features, *arguments, backend, **options):
+        result = right(features, *arguments, backend=backend, **options)
+        return result * (1 + fault) if backend == "native" else result
+
+    monkeypatch.setattr(functional, "sparse_code", wrong)
+    assert doctor.run_doctor(Console(width=200), as_json=False) is False
+    shown = capsys.readouterr().out
+    assert "FAILED" in shown and "disagree with the reference" in shown
+
+
+def test_a_missing_library_is_said_plainly(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "fsad_ext", None)
+    assert doctor.run_doctor(Console(width=200), as_json=False) is False
+    assert "Not well" in capsys.readouterr().out
