@@ -36,11 +36,7 @@ def find_torch() -> Torch | None:
     for folder in dict.fromkeys(folders):
         torch = Path(folder).resolve() / "torch"
         version = _version(torch)
-        if (
-            version
-            and _release(version) >= FLOOR
-            and (torch / "include/torch/csrc/stable").is_dir()
-        ):
+        if version and _release(version) >= FLOOR and (torch / "include/torch/csrc/stable").is_dir():
             return Torch(torch, version)
     return None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import fsad
-from fsad import reference, whitening
+from fsad import functional, reference, whitening
 from fsad.errors import DivergedError, InputError, NotAdaptedError
 
 SETTINGS = [
@@ -67,6 +67,21 @@ def test_energy_step_by_step() -> None:
     expected = (query - codes @ atoms).square().mean()
     torch.testing.assert_close(layer(features).energy.squeeze(), expected)
     torch.testing.assert_close(layer(features, codes=True).codes.flatten(), codes)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_codes_explain_the_residual(settings: dict) -> None:
+    layer = fsad.SparseCodingLayer(**settings).double().adapt(maps(3, 8, 6, 5).double())
+    features = maps(2, 8, 4, 7, seed=1).double()
+    code = layer(features, reconstruction=True, codes=True)
+    index = layer.atom_index[None] if len(layer.atom_index) else None
+    atoms = functional.dictionary_rows(layer.atoms, index, layer.receptive_field)[0]
+    query = whitening.unit_length(features, 1) if layer.normalize else features
+    if layer.step == "whiten":
+        query = whitening.apply(layer.whitener[None], query[None])[0]
+    rows = reference.im2col(query[None], layer.receptive_field)[0]
+    rebuilt = code.codes.movedim(1, -1).flatten(0, 2) @ atoms
+    torch.testing.assert_close(rows - rebuilt, code.residual.movedim(1, -1).flatten(0, 2))
 
 
 def test_batched_tasks_equal_single_tasks() -> None:

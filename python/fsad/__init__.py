@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fsad import functional
@@ -34,7 +34,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
+    if name in ("functional", *_HOMES):
+        import_module("fsad_ext")  # the first to say, in one sentence, that torch or the library is missing
     if name == "functional":
         return import_module("fsad.functional")
     if name in _HOMES:

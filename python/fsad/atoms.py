@@ -19,7 +19,7 @@ class Dictionary(NamedTuple):
     """A dictionary ready for coding, of T independent tasks."""
 
     atoms: Tensor  # maps whose patches are the atoms, (T, K, c, h, w)
-    index: Tensor | None  # the patches that are atoms, int64 (T, k); None for all
+    kept: Tensor | None  # the patches that are atoms, int64 (T, k); None for all
     step: Tensor  # η, (T,)
     whitener: Tensor | None  # L⁻¹, (T, c, c); None if not whitened
 
@@ -41,21 +41,21 @@ def prepare(
             ``ridge``.
     """
     tasks = maps.shape[0]
+    if isinstance(step, float | int):
+        return Dictionary(maps, index, maps.new_full((tasks,), step), None)
     if step == "whiten":
         whitener = whitening.whitening_matrix(moment, ridge)
         maps = whitening.apply(whitener, maps)
         norm = _norm(maps, index, receptive_field)
         maps = maps / norm[:, None, None, None, None]
         return Dictionary(maps, index, maps.new_ones(tasks), whitener)
-    if step == "lipschitz":
-        eta = _norm(maps, index, receptive_field).square().reciprocal()
-        return Dictionary(maps, index, eta, None)
-    return Dictionary(maps, index, maps.new_full((tasks,), step), None)
+    eta = _norm(maps, index, receptive_field).square().reciprocal()
+    return Dictionary(maps, index, eta, None)
 
 
 def check_step(dictionary: Dictionary, receptive_field: int) -> None:
     """Refuse a fixed η that cannot converge over this dictionary: η‖D‖₂² < 2 is needed."""
-    square = _norm(dictionary.atoms, dictionary.index, receptive_field).square()
+    square = _norm(dictionary.atoms, dictionary.kept, receptive_field).square()
     growth = float((dictionary.step * square).max())
     if growth >= 2:
         raise DivergedError(

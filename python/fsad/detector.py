@@ -26,9 +26,13 @@ from fsad.model_file import read_model, saved_backbone, write_model
 from fsad.sparse_coding import SparseCodingLayer
 
 # Chosen on development sets of solar cells, magnetic tiles and hazelnuts: with ImageNet features, codes of few
-# atoms and a mild whitening hold against the baselines on all of them, and 1 024 atoms cost about what the
-# backbone does.
-DEFAULT_SPARSE_CODING = {"lambda_max": 0.95, "lambda_min": 0.8, "ridge": 1.0, "max_atoms": 1024}
+# atoms and a mild whitening hold against the baselines, and 1 024 atoms cost about what the backbone does.
+DEFAULT_SPARSE_CODING: dict[str, Any] = {
+    "lambda_max": 0.95,
+    "lambda_min": 0.8,
+    "ridge": 1.0,
+    "max_atoms": 1024,
+}
 
 
 class PictureResult(NamedTuple):

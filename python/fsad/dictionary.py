@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -153,7 +155,7 @@ class StoredDictionary(nn.Module):
         self.whitener = maps.new_empty(0) if ready.whitener is None else ready.whitener[0]
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # Take the sizes of the incoming dictionary, whatever they are, then derive the rest from it.
         names = ("support", "atom_index", "moment", "count")
         for name in names:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ def sigshrink(u: Tensor, lam: float, tau: float) -> Tensor:
         lam: threshold λ ≥ 0, in the units of ``u``.
         tau: sharpness τ > 0, per unit of ``u``; soft steps for small τ, a hard threshold as τ → ∞.
     """
-    return reference.sigshrink(u, *_schedule([lam], tau, "sigshrink", one=True))
+    (lam,), (tau,) = check_schedule([lam], tau, "sigshrink")
+    return reference.sigshrink(u, lam, tau)
 
 
 def soft_shrink(u: Tensor, lam: float) -> Tensor:
@@ -42,7 +44,8 @@ def soft_shrink(u: Tensor, lam: float) -> Tensor:
         u: any floating tensor.
         lam: threshold λ ≥ 0, in the units of ``u``.
     """
-    return reference.soft_shrink(u, _schedule([lam], None, "soft", one=True)[0])
+    (lam,), _ = check_schedule([lam], None, "soft")
+    return reference.soft_shrink(u, lam)
 
 
 def istc(
@@ -151,7 +154,7 @@ def sparse_code(
             backend=backend,
         )[0]
     _check_maps(features, support_features, receptive_field, atom_index)
-    lambdas, taus = _schedule(lambdas, tau, shrinkage)
+    lambdas, taus = check_schedule(lambdas, tau, shrinkage)
     tasks, images, channels, height, width = features.shape
     if scale is None:
         scale = features.new_ones(tasks, images * height * width)
@@ -254,10 +257,10 @@ def _refuse_forward_mode(*tensors: Tensor) -> None:
             )
 
 
-def _schedule(
-    lambdas: Sequence[float], tau: float | Sequence[float] | None, shrinkage: str, one: bool = False
-):
-    """Checked thresholds and sharpnesses, one a step; plain floats if ``one``."""
+def check_schedule(
+    lambdas: Sequence[float], tau: float | Sequence[float] | None, shrinkage: str
+) -> tuple[list[float], list[float]]:
+    """Checked thresholds and sharpnesses, one a step each (ones where the shrinkage reads none)."""
     if shrinkage not in SHRINKAGES:
         raise InputError(f"shrinkage must be one of {SHRINKAGES}, got {shrinkage!r}")
     lambdas = _floats("lambdas", lambdas)
@@ -272,10 +275,10 @@ def _schedule(
             raise InputError(f"expected one tau > 0, or one a step ({len(lambdas)}); got {taus}")
     else:
         taus = [1.0] * len(lambdas)  # not read by the other shrinkages
-    return (lambdas[0], taus[0]) if one else (lambdas, taus)
+    return lambdas, taus
 
 
-def _floats(name: str, values) -> list[float]:
+def _floats(name: str, values: Any) -> list[float]:
     if isinstance(values, Tensor):
         if values.requires_grad:
             raise InputError(f"{name} is a constant of the iteration: it must not require grad")

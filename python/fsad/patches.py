@@ -35,7 +35,7 @@ def inner_products(queries: Tensor, atoms: Tensor, atom_of_query: Tensor, recept
         patch_rows(atoms, atom_of_query, receptive_field),
         strict=True,
     )
-    return sum((query * atom).sum(-1) for query, atom in pairs)
+    return torch.stack([(query * atom).sum(-1) for query, atom in pairs]).sum(0)
 
 
 def spectral_norm(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ class SparseCodingLayer(StoredDictionary):
         ridge: float = 0.1,
     ) -> None:
         super().__init__(receptive_field, step, ridge, normalize, max_atoms)
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "iterations": iterations,
             "lambda_max": lambda_max,
             "lambda_min": lambda_min,
@@ -92,16 +92,21 @@ class SparseCodingLayer(StoredDictionary):
         self.backend = backend
         self.relative = schedule == "relative"
         self._check_settings()
-        self.lambdas, self.taus = self._make_schedule()
+        self.lambdas, self.taus = functional.check_schedule(*self._make_schedule(), shrinkage)
 
     @classmethod
-    def paper(cls, **overrides) -> SparseCodingLayer:
+    def paper(cls, **overrides: Any) -> SparseCodingLayer:
         """The setting of the paper: η = 1, no whitening, absolute thresholds, receptive field 3.
 
         Meant for networks trained episodically with it: they learn the scale at which η = 1 converges.
         On other features ``adapt`` refuses it, because the iteration would diverge.
         """
-        settings = {"step": 1.0, "normalize": False, "schedule": "absolute", "receptive_field": 3}
+        settings: dict[str, Any] = {
+            "step": 1.0,
+            "normalize": False,
+            "schedule": "absolute",
+            "receptive_field": 3,
+        }
         return cls(**(settings | overrides))
 
     def config(self) -> dict:
@@ -148,7 +153,7 @@ class SparseCodingLayer(StoredDictionary):
             result = self._code(features if batched else features[None], dictionary, reconstruction, codes)
         if batched:
             return result
-        return SparseCode(*(None if tensor is None else tensor[0] for tensor in result))
+        return SparseCode._make(None if tensor is None else tensor[0] for tensor in result)
 
     def _code(
         self, features: Tensor, dictionary: Dictionary, reconstruction: bool, codes: bool
@@ -163,7 +168,7 @@ class SparseCodingLayer(StoredDictionary):
         queries = whitening.unit_length(features, 2) if self.normalize else features
         if whitener is not None:
             queries = whitening.apply(whitener, queries)
-        options = {
+        options: dict[str, Any] = {
             "receptive_field": self.receptive_field,
             "atom_index": index,
             "backend": self.backend,
@@ -226,7 +231,7 @@ class SparseCodingLayer(StoredDictionary):
         tasks, images, _, height, width = queries.shape
         rows = reference.im2col(queries, self.receptive_field)
         scale = torch.ones_like(rows[..., 0]) if peak is None else peak
-        atoms = functional.dictionary_rows(dictionary.atoms, dictionary.index, self.receptive_field)
+        atoms = functional.dictionary_rows(dictionary.atoms, dictionary.kept, self.receptive_field)
         codes = reference.istc_codes(
             rows / scale[..., None], atoms, dictionary.step, self.lambdas, self.taus, self.shrinkage
         )
