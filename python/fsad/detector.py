@@ -25,7 +25,7 @@ from fsad.images import load_image
 from fsad.model_file import read_model, saved_backbone, write_model
 from fsad.sparse_coding import SparseCodingLayer
 
-# Chosen on development sets of solar cells, magnetic tiles and hazelnuts: with ImageNet features, codes of few
+# Chosen on development sets (solar cells, magnetic tiles, hazelnuts): with ImageNet features, codes of few
 # atoms and a mild whitening hold against the baselines, and 1 024 atoms cost about what the backbone does.
 DEFAULT_SPARSE_CODING: dict[str, Any] = {
     "lambda_max": 0.95,
