@@ -267,7 +267,7 @@ def test_dictionary_is_thinned(detector):
     assert detector.model_.sparse_coding.num_atoms == 100
     assert detector.update(GOOD).model_.sparse_coding.num_atoms == 100
     default = make(sparse_coding=None, input_size=96).fit(NORMAL[:4])
-    assert default.model_.sparse_coding.num_atoms == 1024 < 4 * 24**2
+    assert default.model_.sparse_coding.num_atoms == 128 < 4 * 24**2
 
 
 def test_region_of_interest():

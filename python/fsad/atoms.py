@@ -65,11 +65,11 @@ def check_step(dictionary: Dictionary, receptive_field: int) -> None:
 
 
 def thin(maps: Tensor, candidates: Tensor | None, max_atoms: int, receptive_field: int) -> Tensor:
-    """At most ``max_atoms`` of the candidate patches of maps (K, c, h, w), by ``coreset.select``: (k,)."""
+    """At most ``max_atoms`` of the candidate patches of maps (K, c, h, w), by greedy coreset: (k,)."""
     points = coreset.project(maps, receptive_field, padding=receptive_field // 2)
     if candidates is None:
-        return coreset.select(points, max_atoms)
-    return candidates[coreset.select(points[candidates], max_atoms)]
+        return coreset.farthest_points(points, max_atoms)
+    return candidates[coreset.farthest_points(points[candidates], max_atoms)]
 
 
 def cut_patches(maps: Tensor, index: Tensor, receptive_field: int) -> Tensor:

@@ -58,7 +58,7 @@ class NearestNeighbour(_Baseline):
         self._fitted = unit.movedim(1, -1).flatten(0, 2)
         if self.max_atoms is not None:
             points = coreset.project(unit, receptive_field=1, padding=0)
-            self._fitted = self._fitted[coreset.farthest_points(points, min(self.max_atoms, len(points)))]
+            self._fitted = self._fitted[coreset.farthest_points(points, self.max_atoms)]
         return self
 
     def _score(self, unit: Tensor) -> Tensor:

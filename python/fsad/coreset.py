@@ -1,8 +1,4 @@
-"""Thinning of a dictionary: half by a greedy coreset, which covers the rare, half at random, for the common.
-
-Farthest-point selection alone fills a dictionary with the oddest features of the normal pictures, next to
-which a defect no longer looks odd; a random choice alone loses what is rare but normal.
-"""
+"""Thinning of a dictionary by a greedy coreset (farthest-point selection)."""
 
 from __future__ import annotations
 
@@ -25,26 +21,13 @@ def project(maps: Tensor, receptive_field: int, padding: int) -> Tensor:
     return projected.permute(0, 2, 3, 1).reshape(-1, PROJECTED_WIDTH)
 
 
-def select(points: Tensor, count: int) -> Tensor:
-    """Indices of ``count`` of the points (n, width), sorted; of all if there are no more.
+def farthest_points(points: Tensor, count: int) -> Tensor:
+    """Indices of ``count`` of the points (n, width), each farthest from those before, sorted: (count,).
 
-    Half of them, rounded up, by ``farthest_points``, the others drawn from the rest with a fixed seed.
+    Starts with the point farthest from the mean. All points if there are no more than ``count``.
     """
     if len(points) <= count:
         return torch.arange(len(points), device=points.device)
-    greedy = farthest_points(points, (count + 1) // 2)
-    rest = torch.ones(len(points), dtype=torch.bool, device=points.device)
-    rest[greedy] = False
-    rest = rest.nonzero()[:, 0]
-    drawn = torch.randperm(len(rest), generator=torch.Generator().manual_seed(0))[: count - len(greedy)]
-    return torch.cat([greedy, rest[drawn.to(rest.device)]]).sort().values
-
-
-def farthest_points(points: Tensor, count: int) -> Tensor:
-    """Indices of ``count`` ≤ n of the points (n, width), each farthest from those before it: (count,).
-
-    Starts with the point farthest from the mean.
-    """
     half_square = points.square().sum(1) / 2
     chosen = torch.empty(count, dtype=torch.int64, device=points.device)
     farthest = (points - points.mean(0)).square().sum(1).argmax()
@@ -56,4 +39,4 @@ def farthest_points(points: Tensor, count: int) -> Tensor:
         torch.minimum(distance, torch.addmv(offset, points, points[farthest], alpha=-1), out=distance)
         distance[farthest] = -torch.inf  # never twice, also among duplicates
         farthest = distance.argmax()
-    return chosen
+    return chosen.sort().values

@@ -100,7 +100,6 @@ class StoredDictionary(nn.Module):
         new_patches = atoms.cut_patches(maps, new, self.receptive_field)
         maps = torch.cat([self._patches(), new_patches])
         if self.max_atoms is not None and len(maps) > self.max_atoms:
-            # The old atoms are a selection already; what is farthest from them is what is new.
             points = coreset.project(maps, self.receptive_field, padding=0)
             maps = maps[coreset.farthest_points(points, self.max_atoms)]
         return self._store(maps, self._centers(maps), moment, total)

@@ -47,7 +47,7 @@ class SparseCodingLayer(StoredDictionary):
             dictionary to norm 1, so that η = 1 is stable; ``"lipschitz"`` takes η = 1/‖D‖₂²; a number is
             η itself.
         normalize: scale feature vectors to length one first.
-        max_atoms: thin the dictionary to at most this many atoms (``fsad.coreset``).
+        max_atoms: thin the dictionary to at most this many atoms (greedy coreset).
         backend: ``"auto"``, ``"native"`` or ``"reference"``.
         ridge: ε of the whitening, in units of the mean eigenvalue: the larger, the less rare directions are
             amplified.
