@@ -102,7 +102,10 @@ def test_broken_normal_pictures_are_left_out(parts, tmp_path):
     assert fsad("detect", "--model", tmp_path / "part.fsad", *run).returncode == 0
     clean = ("--images", parts / "images", "-o", tmp_path / "two")
     assert fsad("detect", "--model", parts / "part.fsad", *clean).returncode == 0
-    assert read_scores(tmp_path / "one") == read_scores(tmp_path / "two")
+    one, two = read_scores(tmp_path / "one"), read_scores(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for image, (score, anomalous) in one.items():  # torch's threads may round the last bit either way
+        assert two[image] == (pytest.approx(score, rel=1e-4), anomalous)
 
 
 def test_nothing_readable_is_a_failure(parts, tmp_path):

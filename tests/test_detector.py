@@ -12,6 +12,7 @@ from torch import nn
 
 from fsad import FewShotDetector, SparseCodingLayer
 from fsad.errors import DivergedError, InputError, ModelFileError, NotAdaptedError
+from fsad.model_file import read_model, write_model
 
 SIDE = 48
 DEFECT = slice(16, 26), slice(28, 38)
@@ -440,3 +441,18 @@ def test_numbers_that_are_not_finite_never_come_out(detector):
         detector.model_.backbone.module.weights[0] = float("nan")
     with pytest.raises(DivergedError, match="the backbone gave NaN"):
         detector.anomaly_scores(GOOD)
+
+
+@pytest.mark.parametrize("where", ["parameters", "sparse_coding", "threshold"])
+def test_a_file_that_says_too_much_or_too_little_is_refused(detector, tmp_path, where):
+    """As another version of fsad might have written it, with a valid checksum."""
+    detector.save(tmp_path / "part.fsad")
+    tensors, saved = read_model(tmp_path / "part.fsad")
+    saved[where]["unheard_of"] = 1
+    write_model(tmp_path / "part.fsad", tensors, saved)
+    with pytest.raises(ModelFileError, match="another version"):
+        FewShotDetector.load(tmp_path / "part.fsad", backbone=TinyBackbone())
+    del saved[where]
+    write_model(tmp_path / "part.fsad", tensors, saved)
+    with pytest.raises(ModelFileError, match="another version"):
+        FewShotDetector.load(tmp_path / "part.fsad", backbone=TinyBackbone())

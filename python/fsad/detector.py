@@ -221,6 +221,18 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         tensors, saved = read_model(path)
         if saved.get("kind") != "FewShotDetector":
             raise ModelFileError(f"{path} holds {saved.get('kind')}, not a FewShotDetector")
+        try:
+            return cls._rebuilt(path, tensors, saved, backbone, device)
+        except (KeyError, TypeError, AttributeError, InputError) as error:
+            raise ModelFileError(
+                f"{path} describes a detector that this fsad cannot rebuild ({error}); was it made by "
+                "another version? Adapt again, or install that version"
+            ) from error
+
+    @classmethod
+    def _rebuilt(
+        cls, path: str | Path, tensors: dict[str, Tensor], saved: dict[str, Any], backbone: Any, device: str
+    ) -> FewShotDetector:
         detector = cls(
             saved["backbone"]["name"] if backbone is None else backbone,
             sparse_coding=SparseCodingLayer(**saved["sparse_coding"]),
