@@ -206,3 +206,32 @@ def test_adding_to_a_broken_model_leaves_it_alone(parts, tmp_path):
     assert done.returncode == 1
     assert files(tmp_path) == {"part.fsad"}
     assert (tmp_path / "part.fsad").read_bytes() == b"broken"
+
+
+def test_output_beside_the_pictures(parts, tmp_path):
+    """The folder of pictures, or its parent, may be the output folder, and that twice."""
+    write_parts(tmp_path / "in", 2, seed=1)
+    for output in (tmp_path, tmp_path / "in", tmp_path / "in"):
+        run = ("detect", "--model", parts / "part.fsad", "--images", tmp_path / "in", "-o", output)
+        done = fsad(*run)
+        assert done.returncode == 0 and "2 pictures scored" in done.stdout, done.stderr
+
+
+def test_files_of_other_origin_are_not_replaced(parts, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/scores.csv").write_text("mine")
+    done = fsad(
+        "detect", "--model", parts / "part.fsad", "--images", parts / "images", "-o", tmp_path / "out"
+    )
+    assert done.returncode == 1 and "holds scores.csv, not of an earlier run" in done.stderr
+    assert (tmp_path / "out/scores.csv").read_text() == "mine"
+
+
+def test_adding_a_fair_sample_calibrates_a_one_picture_model(parts, tmp_path):
+    write_parts(tmp_path / "one", 1)
+    model = tmp_path / "one.fsad"
+    assert "one normal" in fsad("adapt", "--normal", tmp_path / "one", "-o", model, *SMALL).stderr
+    more = ("adapt", "--normal", parts / "normal", "-o", model)
+    assert fsad(*more, "--representative").returncode == 2
+    done = fsad(*more, "--add", "--representative")
+    assert done.returncode == 0 and "one normal" not in done.stderr, done.stderr

@@ -268,7 +268,7 @@ def test_dictionary_is_thinned(detector):
     assert detector.model_.sparse_coding.num_atoms == 100
     assert detector.update(GOOD).model_.sparse_coding.num_atoms == 100
     default = make(sparse_coding=None, input_size=96).fit(NORMAL[:4])
-    assert default.model_.sparse_coding.num_atoms == 128 < 4 * 24**2
+    assert default.model_.sparse_coding.num_atoms == 256 < 4 * 24**2
 
 
 def test_region_of_interest():
@@ -456,3 +456,28 @@ def test_a_file_that_says_too_much_or_too_little_is_refused(detector, tmp_path, 
     write_model(tmp_path / "part.fsad", tensors, saved)
     with pytest.raises(ModelFileError, match="another version"):
         FewShotDetector.load(tmp_path / "part.fsad", backbone=TinyBackbone())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tensors, saved: saved["threshold"].update(value="x"),
+        lambda tensors, saved: saved["threshold"].update(kind="x"),
+        lambda tensors, saved: tensors.update(patches=tensors["patches"][:, :5].clone()),
+        lambda tensors, saved: tensors["moment"].fill_(float("nan")),
+    ],
+)
+def test_a_file_of_nonsense_is_refused(detector, tmp_path, damage):
+    detector.save(tmp_path / "part.fsad")
+    tensors, saved = read_model(tmp_path / "part.fsad")
+    damage(tensors, saved)
+    write_model(tmp_path / "part.fsad", tensors, saved)
+    with pytest.raises(ModelFileError):
+        FewShotDetector.load(tmp_path / "part.fsad", backbone=TinyBackbone())
+
+
+def test_a_failed_fit_leaves_an_unfitted_detector(detector):
+    with pytest.raises(InputError):
+        detector.fit(["no such picture.png"])
+    with pytest.raises(NotAdaptedError, match="call fit"):
+        detector.predict(GOOD)

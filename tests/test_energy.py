@@ -65,8 +65,9 @@ def test_gradient_map_does_not_mix_images() -> None:
 def test_maps_do_not_disturb_the_caller() -> None:
     model = adapted()
     query = images(1, seed=1)
-    with torch.no_grad():
-        model.anomaly_map(query, kind="gradient")
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            model.anomaly_map(query, kind="gradient")
     assert not query.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
 

@@ -94,6 +94,9 @@ def test_ill_fitting_arguments_are_named() -> None:
     refused("must not require grad", lambdas=torch.tensor([0.1], requires_grad=True))
     refused("step must be", step=0.0)
     refused("step must be", step=float("inf"))
+    refused("step must be", step="x")
+    refused("one a task", step=torch.ones(3))
+    refused("must be tensors", queries=[[1.0]])
     refused("shrinkage must be one of", shrinkage="hard")
     refused("backend must be one of", backend="fast")
 

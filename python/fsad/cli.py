@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -73,6 +74,10 @@ def adapt(
     seed: Seed = 0,
     max_pixels: MaxPixels = None,
     strict: Strict = False,
+    representative: Annotated[
+        bool,
+        _option("With --add: a fair sample, whose scores count for the threshold.", "--representative"),
+    ] = False,
 ) -> None:
     """Adapt to normal pictures and save the model, a few megabytes."""
     given = {"backbone": backbone, "input_size": input_size, "tile": tile, "roi": roi}
@@ -82,11 +87,17 @@ def adapt(
         raise typer.BadParameter(f"{', '.join(settings)} cannot change in an existing model (--add)")
     if output.is_dir():
         raise InputError(f"{_shown(output)} is a folder; --output needs the name of a file.")
-    with tempfile.TemporaryFile(dir=output.parent):
-        pass  # an OSError now rather than after the work
+    if representative and not add:
+        raise typer.BadParameter("--representative says something of pictures that --add adds")
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass  # an error now rather than after the work
+    except OSError as error:
+        raise InputError(f"{_shown(output)} cannot be written: {error.strerror}") from None
     model = output if add else None
     detector = _detector(model, false_alarm, device, max_pixels, seed=seed, **settings)
-    skipped = _learn(detector.update if add else detector.fit, normal, max_pixels, strict)
+    learn = partial(detector.update, representative=representative) if add else detector.fit
+    skipped = _learn(learn, detector, normal, max_pixels, strict)
     detector.save(output)
     size = output.stat().st_size / 1e6
     err.print(f"Wrote {_shown(output)}, {size:.1f} MB. {detector.threshold_}")
@@ -118,11 +129,12 @@ def detect(
     from .images import list_images
     from .results import ResultFolder
 
-    # An output folder inside the folder of pictures holds the overlays of an earlier run.
-    pictures = [p for p in list_images(images) if output.resolve() not in p.resolve().parents]
+    # The overlays of an earlier run, where the output folder lies in the folder of pictures or is it.
+    own = output.resolve() / "overlays"
+    pictures = [p for p in list_images(images) if own not in p.resolve().parents]
     with ResultFolder(output, images, len(pictures)) as folder:
         detector = _detector(model, false_alarm, device, max_pixels, seed=seed)
-        skipped = 0 if normal is None else _learn(detector.fit, normal, max_pixels, strict)
+        skipped = 0 if normal is None else _learn(detector.fit, detector, normal, max_pixels, strict)
         detector.map_kind = "energy"  # boxes compare the map with the scores' threshold
         with _progress("scoring", len(pictures)) as advance:
             for result in detector.iter_results(pictures, "raise" if strict else "skip"):
@@ -171,7 +183,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")
     try:
         app()
-    except (FsadError, OSError, ImportError, MemoryError) as error:
+    except (FsadError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and "allocat" not in str(error):
+            raise  # a defect of ours; torch says nothing but RuntimeError when memory is short
         text = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, OSError) and error.filename is not None:
             text = f"{_shown(error.filename)}: {error.strerror}"
@@ -203,8 +217,14 @@ def _detector(
     return detector if level is None else detector.set_threshold(false_alarm=level)
 
 
-def _learn(learn: Any, folder: Path, max_pixels: int | None, strict: bool) -> int:
-    """Give the pictures to `learn` (fit or update); returns how many were unreadable and left out."""
+def _learn(
+    learn: Callable[[Any], Any],
+    detector: "FewShotDetector",
+    folder: Path,
+    max_pixels: int | None,
+    strict: bool,
+) -> int:
+    """Give the pictures to `learn` (fit or update); returns how many could not be used."""
     from .images import list_images, load_image
 
     paths, used = list_images(folder), []
@@ -213,6 +233,8 @@ def _learn(learn: Any, folder: Path, max_pixels: int | None, strict: bool) -> in
         for path in paths:
             try:
                 picture = load_image(path, max_pixels)
+                if detector.tile and min(picture.shape[:2]) < detector.tile:
+                    raise InputError(f"{_shown(path)}: smaller than one tile of {detector.tile} pixels.")
             except InputError as error:
                 if strict:
                     raise
@@ -223,8 +245,8 @@ def _learn(learn: Any, folder: Path, max_pixels: int | None, strict: bool) -> in
             advance()
 
     with _progress("adapting", len(paths)) as advance:
-        detector = learn(readable(advance))
-    for index, reason in detector.suspects_ if learn.__name__ == "fit" else ():
+        learn(readable(advance))
+    for index, reason in detector.suspects_ if learn == detector.fit else ():
         err.print(f"Unlike the others, is it normal? {_shown(used[index])}: {reason}")
     return len(paths) - len(used)
 

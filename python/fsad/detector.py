@@ -26,9 +26,9 @@ from fsad.model_file import read_model, saved_backbone, write_model
 from fsad.sparse_coding import SparseCodingLayer
 
 # Chosen on development sets (solar cells, magnetic tiles, hazelnuts). Little whitening is steady from draw to
-# draw, and a small dictionary that covers the normal features explains less of a defect than a large one. 128
+# draw, and a small dictionary that covers the normal features explains less of a defect than a large one. 256
 # atoms cost a fraction of what the backbone does.
-DEFAULT_SPARSE_CODING: dict[str, Any] = {"ridge": 10.0, "max_atoms": 128}
+DEFAULT_SPARSE_CODING: dict[str, Any] = {"ridge": 20.0, "max_atoms": 256}
 
 
 class PictureResult(NamedTuple):
@@ -102,6 +102,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
 
     def fit(self, normal: Any, y: None = None) -> FewShotDetector:
         """Make the dictionary from normal pictures, and a threshold from their held-out scores."""
+        self.__dict__.pop("threshold_", None)  # not fitted until all of this has succeeded
         self._build(load_backbone(copy.deepcopy(self.backbone)))
         support = self._encode(normal)
         layer = self.model_.sparse_coding
@@ -223,7 +224,9 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
             raise ModelFileError(f"{path} holds {saved.get('kind')}, not a FewShotDetector")
         try:
             return cls._rebuilt(path, tensors, saved, backbone, device)
-        except (KeyError, TypeError, AttributeError, InputError) as error:
+        except ModelFileError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise ModelFileError(
                 f"{path} describes a detector that this fsad cannot rebuild ({error}); was it made by "
                 "another version? Adapt again, or install that version"
@@ -242,9 +245,16 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         )
         detector._build(saved_backbone(path, saved["backbone"], backbone))
         layer = detector.model_.sparse_coding
+        if not all(tensors[name].isfinite().all() for name in ("patches", "moment")):
+            raise InputError("its dictionary holds NaN or infinity")
         layer.load_compact({name: tensor.to(detector._device) for name, tensor in tensors.items()})
+        if layer.support.shape[1] != layer.moment.shape[0]:
+            raise InputError("its atoms do not fit its second moment")
         saved["threshold"]["scores"] = tuple(saved["threshold"]["scores"])
         detector.threshold_ = Threshold(**saved["threshold"])
+        str(detector.threshold_)  # knows only the kinds there are
+        if not math.isfinite(detector.threshold_.value):
+            raise InputError(f"its threshold is {detector.threshold_.value}")
         detector.suspects_ = [tuple(suspect) for suspect in saved["suspects"]]
         detector.n_support_ = saved["n_support"]
         return detector

@@ -83,8 +83,8 @@ class AdaptiveEnergyModel(nn.Module):
                 maps = self.energy_map(images)
             size = images.shape[-2:]
             return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-        with torch.enable_grad():
-            inputs = images.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            inputs = images.detach().clone().requires_grad_()
             (gradient,) = torch.autograd.grad(self.energy(inputs).sum(), inputs)
         return gradient.norm(dim=1)
 

@@ -295,14 +295,17 @@ def _floats(name: str, values: Any) -> list[float]:
 def _step_per_task(step: float | Tensor, features: Tensor) -> Tensor:
     tasks = features.shape[0]
     if isinstance(step, Tensor):
-        step = step.detach().to(features).expand(tasks)
-        return step.contiguous()
-    if not (math.isfinite(step) and step > 0):
+        if step.shape not in ((), (1,), (tasks,)):
+            raise InputError(f"step must be one number, or one a task ({tasks}); got {tuple(step.shape)}")
+        return step.detach().to(features).expand(tasks).contiguous()
+    if not isinstance(step, (int, float)) or not (math.isfinite(step) and step > 0):
         raise InputError(f"step must be a finite number > 0, got {step}")
     return features.new_full((tasks,), step)
 
 
 def _check_floating(name: str, first: Tensor, other_name: str, other: Tensor) -> None:
+    if not isinstance(first, Tensor) or not isinstance(other, Tensor):
+        raise InputError(f"{name} and {other_name} must be tensors, got {type(first)} and {type(other)}")
     if first.dtype not in (torch.float32, torch.float64):
         raise InputError(f"{name} must be float32 or float64, got {first.dtype}; convert it first")
     if first.dtype != other.dtype or first.device != other.device:
@@ -329,7 +332,7 @@ def _check_maps(
             f"queries have {features.shape[2]} channels, the dictionary {support_features.shape[2]}; "
             "both must come from the same backbone"
         )
-    if receptive_field < 1 or receptive_field % 2 == 0:
+    if not isinstance(receptive_field, int) or receptive_field < 1 or receptive_field % 2 == 0:
         raise InputError(f"receptive_field must be odd and at least 1, got {receptive_field}")
     if support_features.numel() == 0:
         raise InputError(f"the dictionary is empty: support maps {tuple(support_features.shape)}")

@@ -74,7 +74,10 @@ def load_image(source: ImageLike, max_pixels: int | None = None) -> np.ndarray:
         return _from_array(source, "array")
     if isinstance(source, Image.Image):
         _check_size(source, limit, "the PIL image")
-        return _decode(source, "the PIL image")
+        try:
+            return _decode(source, "the PIL image")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(f"the PIL image cannot be decoded: {error}") from error
     if isinstance(source, bytes):
         return _from_file(io.BytesIO(source), limit, "the given bytes")
     if not isinstance(source, (str, os.PathLike)):

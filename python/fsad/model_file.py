@@ -79,7 +79,9 @@ def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is damaged: its content does not match its checksum; copy or make it again"
         )
     description = json.loads(text)
-    version = description.pop("version")
+    version = description.pop("version", None)
+    if not isinstance(version, int):
+        raise ModelFileError(f"{path} names no format version (got {version!r}); make it again")
     if version > FORMAT_VERSION:
         raise ModelFileError(
             f"{path} has format version {version}, this fsad reads up to {FORMAT_VERSION}: "

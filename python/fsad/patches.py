@@ -8,13 +8,15 @@ K·h·w.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def patch_rows(maps: Tensor, index: Tensor, receptive_field: int) -> list[Tensor]:
-    """The l² feature vectors of the patches at ``index`` (T, n): a list of (T, n, c), offset by offset."""
+def patch_rows(maps: Tensor, index: Tensor, receptive_field: int) -> Iterator[Tensor]:
+    """The l² feature vectors of the patches at ``index`` (T, n): (T, n, c), offset by offset."""
     tasks, _, height, width, channels = maps.shape
     margin = receptive_field // 2
     padded = F.pad(maps, (0, 0, margin, margin, margin, margin))
@@ -22,8 +24,10 @@ def patch_rows(maps: Tensor, index: Tensor, receptive_field: int) -> list[Tensor
     rows = padded.reshape(tasks, -1, channels)
     image, position = index // (height * width), index % (height * width)
     corner = (image * (height + 2 * margin) + position // width) * padded_width + position % width
-    offsets = [dy * padded_width + dx for dy in range(receptive_field) for dx in range(receptive_field)]
-    return [rows.gather(1, (corner + offset)[..., None].expand(-1, -1, channels)) for offset in offsets]
+    for dy in range(receptive_field):
+        for dx in range(receptive_field):
+            place = (corner + dy * padded_width + dx)[..., None]
+            yield rows.gather(1, place.expand(-1, -1, channels))
 
 
 def inner_products(queries: Tensor, atoms: Tensor, atom_of_query: Tensor, receptive_field: int) -> Tensor:
@@ -35,7 +39,10 @@ def inner_products(queries: Tensor, atoms: Tensor, atom_of_query: Tensor, recept
         patch_rows(atoms, atom_of_query, receptive_field),
         strict=True,
     )
-    return torch.stack([(query * atom).sum(-1) for query, atom in pairs]).sum(0)
+    total = queries.new_zeros(tasks, n)
+    for query, atom in pairs:
+        total = total + (query * atom).sum(-1)
+    return total
 
 
 def spectral_norm(

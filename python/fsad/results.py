@@ -47,10 +47,12 @@ class ResultFolder:
         self._overlays: set[Path] = set()
 
     def __enter__(self) -> "ResultFolder":
-        if (self.folder / "overlays").exists() and not (self.folder / "scores.json").exists():
+        outputs = ("scores.csv", "overlays", "report.html")
+        foreign = [name for name in outputs if (self.folder / name).exists()]
+        if foreign and not (self.folder / "scores.json").exists():
             raise InputError(
-                f"{display_name(self.folder)} holds a folder `overlays` that is not of an earlier run "
-                "and would be replaced; choose another output folder."
+                f"{display_name(self.folder)} holds {', '.join(foreign)}, not of an earlier run (there is no "
+                "scores.json), which would be replaced; choose another output folder."
             )
         self._created = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -96,9 +98,9 @@ class ResultFolder:
         self._items.append(report.ReportItem(row, *thumbnails))
 
     def _overlay_name(self, image: Path) -> Path:
-        """A name of its own for each overlay, also where a.png and a.jpg lie in one folder."""
+        """A name of its own for each overlay, also beside a folder or another overlay of that name."""
         name, tries = image.with_suffix(".png"), 0
-        while name in self._overlays:
+        while name in self._overlays or (self.root / name).is_dir():
             name, tries = image.with_name(f"{image.name}{tries or ''}.png"), tries + 1
         self._overlays.add(name)
         return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -206,7 +207,7 @@ class SparseCodingLayer(StoredDictionary):
             "sparse coding gave NaN or infinity: the features hold such values, or are too large",
         )
         if isinstance(self.step, str) or energy.numel() == 0:
-            return  # η‖D‖₂² ≤ 1 by construction
+            return  # η‖D‖₂² is 1 by construction, up to the power iteration's error
         # A convergent iteration never leaves more than it was given; 4 allows for SigShrink's softness.
         limit = 4 * queries.square().mean(2).amax()
         _require(
@@ -254,6 +255,8 @@ class SparseCodingLayer(StoredDictionary):
         return Dictionary(self.atoms.to(features.dtype), index, self.gain.to(features), whitener)
 
     def _task_dictionaries(self, support: Tensor) -> Dictionary:
+        if support.numel() == 0:
+            raise InputError(f"support is empty: {tuple(support.shape)}; give at least one normal image")
         if self.normalize:
             support = whitening.unit_length(support, 2)
         moment = whitening.second_moment(support) if self.step == "whiten" else support.new_empty(0)
@@ -283,20 +286,21 @@ class SparseCodingLayer(StoredDictionary):
     def _check_settings(self) -> None:
         s = self._settings
         checks = {
-            "iterations": isinstance(s["iterations"], int)
-            and 1 <= s["iterations"] <= functional.MAX_ITERATIONS,
+            "iterations": type(s["iterations"]) is int and 1 <= s["iterations"] <= functional.MAX_ITERATIONS,
             "lambda_max": s["lambda_max"] >= s["lambda_min"],
             "lambda_min": s["lambda_min"] > 0,
             "schedule": s["schedule"] in ("relative", "absolute")
             or (isinstance(s["schedule"], list) and len(s["schedule"]) == s["iterations"]),
             "sharpness": s["sharpness"] > 0,
             "shrinkage": s["shrinkage"] in functional.SHRINKAGES,
-            "receptive_field": s["receptive_field"] >= 1 and s["receptive_field"] % 2 == 1,
+            "receptive_field": type(s["receptive_field"]) is int
+            and s["receptive_field"] >= 1
+            and s["receptive_field"] % 2 == 1,
             "step": s["step"] in ("whiten", "lipschitz")
-            or (isinstance(s["step"], (int, float)) and s["step"] > 0),
-            "max_atoms": s["max_atoms"] is None or s["max_atoms"] >= 1,
+            or (type(s["step"]) in (int, float) and 0 < s["step"] < math.inf),
+            "max_atoms": s["max_atoms"] is None or (type(s["max_atoms"]) is int and s["max_atoms"] >= 1),
             "backend": s["backend"] in functional.BACKENDS,
-            "ridge": s["ridge"] > 0,
+            "ridge": 0 < s["ridge"] < math.inf,
         }
         for name, good in checks.items():
             if not good:
