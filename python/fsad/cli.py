@@ -79,7 +79,7 @@ def adapt(
         _option("With --add: a fair sample, whose scores count for the threshold.", "--representative"),
     ] = False,
 ) -> None:
-    """Adapt to normal pictures and save the model, a few megabytes."""
+    """Adapt to normal pictures and save the model, without the backbone's weights."""
     given = {"backbone": backbone, "input_size": input_size, "tile": tile, "roi": roi}
     settings = {name: value for name, value in given.items() if value is not None}
     settings |= {"augment": True} if augment else {}

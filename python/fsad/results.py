@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .detector import FewShotDetector, PictureResult
 
 
+OUTPUTS = ("scores.json", "scores.csv", "overlays", "report.html")
+
+
 class ResultFolder:
     """A context manager around one run.
 
@@ -47,12 +50,11 @@ class ResultFolder:
         self._overlays: set[Path] = set()
 
     def __enter__(self) -> "ResultFolder":
-        outputs = ("scores.csv", "overlays", "report.html")
-        foreign = [name for name in outputs if (self.folder / name).exists()]
-        if foreign and not (self.folder / "scores.json").exists():
+        foreign = [name for name in OUTPUTS if (self.folder / name).exists()]
+        if foreign and not _ours(self.folder / "scores.json"):
             raise InputError(
                 f"{display_name(self.folder)} holds {', '.join(foreign)}, not of an earlier run (there is no "
-                "scores.json), which would be replaced; choose another output folder."
+                "scores.json of fsad), which would be replaced; choose another output folder."
             )
         self._created = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -138,10 +140,18 @@ class ResultFolder:
             self._staging / "report.html", self._items, summary["threshold"], about, self.unreadable
         )
         # scores.json goes first: it marks `overlays` as ours to replace.
-        for name in ("scores.json", "scores.csv", "overlays", "report.html"):
+        for name in OUTPUTS:
             if name == "overlays" and (self.folder / name).exists():
                 os.rename(self.folder / name, self._staging / "old")
             os.replace(self._staging / name, self.folder / name)
+
+
+def _ours(summary: Path) -> bool:
+    """Whether this is the scores.json of an earlier run."""
+    try:
+        return "fsad" in json.loads(summary.read_text(encoding="utf-8"))["versions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _summary(detector: "FewShotDetector", source: str) -> dict[str, Any]:
