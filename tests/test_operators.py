@@ -162,6 +162,17 @@ def test_forward_mode_raises() -> None:
         torch.func.jvp(code, (torch.randn(3, 4),), (torch.randn(3, 4),))
 
 
+def test_func_transforms_raise_or_work_as_documented() -> None:
+    def code(queries: torch.Tensor, backend: str = "native") -> torch.Tensor:
+        return functional.istc(queries, torch.eye(4), [0.1], step=0.1, tau=3.0, backend=backend)
+
+    queries = torch.randn(2, 3, 4)
+    with pytest.raises(RuntimeError, match="functorch"):
+        torch.func.grad(lambda q: code(q).sum())(queries[0])
+    assert torch.func.grad(lambda q: code(q, "reference").sum())(queries[0]).isfinite().all()
+    torch.testing.assert_close(torch.vmap(code)(queries), torch.stack([code(q) for q in queries]))
+
+
 def test_operators_name_what_does_not_fit() -> None:
     queries, atoms = torch.randn(1, 1, 1, 5, 4), torch.randn(1, 1, 1, 6, 4)
     step, scale = torch.ones(1), torch.ones(1, 5)

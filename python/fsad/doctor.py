@@ -61,6 +61,9 @@ def examine() -> dict[str, Any]:
         "compiled": fsad_ext.build_info(),
         "used": _usage(fsad_ext.DEVICES),
     }
+    built = facts["native"]["compiled"]["version"]
+    if built != __version__:
+        return facts | {"problem": f"the native library is of fsad {built}, not {__version__}: install again"}
     facts["checks"] = _check(devices)
     wrong = [c["kernel"] for c in facts["checks"] if not c["ok"]]
     problem = f"the kernels for {', '.join(wrong)} disagree with the reference" if wrong else None
