@@ -13,6 +13,23 @@ namespace fsad {
 
 constexpr int kMaxIterations = 32;  // functional.MAX_ITERATIONS
 
+// Numbers that are only stored: kernels compute with them in float.
+struct Bfloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <class Element>
+struct Computing {
+  using type = float;
+};
+template <>
+struct Computing<double> {
+  using type = double;
+};
+
 template <class Real>
 struct PatchMap {
   Real* data;
@@ -34,7 +51,8 @@ struct IstcProblem {
   const Real* step;           // (T), η
   int iterations;             // N
   Shrinkage shrinkage;
-  Real lambda[kMaxIterations], tau[kMaxIterations];
+  bool allow_tf32;            // CUDA, float32: products of operands rounded to TF32
+  typename Computing<Real>::type lambda[kMaxIterations], tau[kMaxIterations];
 };
 
 template <class Real>

@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "build_info.h"
@@ -83,12 +84,20 @@ void set_maps(Params& p, const Tensor& queries, const Tensor& atoms, const std::
   p.atom_index = atom_index ? read<int64_t>(*atom_index) : nullptr;
 }
 
+void check_dtype(const Tensor& queries) {
+  const ScalarType dtype = queries.scalar_type();
+  const bool full = dtype == ScalarType::Float || dtype == ScalarType::Double;
+  const bool half = dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+  STD_TORCH_CHECK(full || half, "fsad: queries must be float32, float64, bfloat16 or float16, got ",
+                  torch::headeronly::toString(dtype));
+  STD_TORCH_CHECK(full || queries.is_cuda(), "fsad: queries must be float32 or float64 on the CPU, got ",
+                  torch::headeronly::toString(dtype), "; convert them first");
+}
+
 void check_maps(const Tensor& queries, const Tensor& atoms, const std::optional<Tensor>& atom_index,
                 int64_t receptive_field) {
   STD_TORCH_CHECK(queries.dim() == 5, "fsad: queries must be (T, B, h, w, c), got ", shape(queries));
-  const ScalarType dtype = queries.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  "fsad: queries must be float32 or float64");
+  check_dtype(queries);
   STD_TORCH_CHECK(atoms.dim() == 5 && atoms.size(0) == queries.size(0) && atoms.size(4) == queries.size(4),
                   "fsad: atoms must be (T, K, H, W, c) with the T and c of queries ", shape(queries),
                   ", got ", shape(atoms));
@@ -121,6 +130,7 @@ struct Problem {
   const Tensor& step;
   const std::vector<double>&lambdas, &taus;
   int64_t shrinkage, receptive_field;
+  bool allow_tf32;  // of no effect on the CPU, whose float32 is float32
 
   int64_t positions() const { return queries.size(1) * queries.size(2) * queries.size(3); }
   int64_t width() const { return queries.size(4) * receptive_field * receptive_field; }
@@ -147,29 +157,43 @@ struct Problem {
     p.step = read<Real>(step);
     p.iterations = static_cast<int>(lambdas.size());
     p.shrinkage = static_cast<Shrinkage>(shrinkage);
+    p.allow_tf32 = allow_tf32;
     for (int m = 0; m < p.iterations; ++m) {
-      p.lambda[m] = static_cast<Real>(lambdas[m]);
-      p.tau[m] = static_cast<Real>(taus[m]);
+      p.lambda[m] = static_cast<typename Computing<Real>::type>(lambdas[m]);
+      p.tau[m] = static_cast<typename Computing<Real>::type>(taus[m]);
     }
   }
 };
 
-// Calls body(Real()) with the dtype of the tensor.
+// Calls body(Real()) with the kernels' type for the dtype of the tensor, which check_maps has let pass.
 template <class Body>
 void with_dtype(const Tensor& tensor, Body body) {
-  if (tensor.scalar_type() == ScalarType::Float) {
-    body(float());
-  } else {
-    body(double());
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return body(float());
+    case ScalarType::Double:
+      return body(double());
+#ifdef FSAD_HAS_CUDA
+    case ScalarType::BFloat16:
+      return body(Bfloat16());
+    case ScalarType::Half:
+      return body(Float16());
+#endif
+    default:
+      STD_TORCH_CHECK(false, "fsad: no kernels for ", torch::headeronly::toString(tensor.scalar_type()));
   }
 }
 
-// One kernel, on the device of `like`.
+// One kernel, on the device of `like`. There are no CPU kernels for the 16-bit types.
 #ifdef FSAD_HAS_CUDA
-#define FSAD_CALL(kernel, params, like) \
-  ((like).is_cuda() ? cuda::kernel(params, like) : FSAD_CPU_CALL(kernel, params))
+#define FSAD_CALL(kernel, Real, params, like)            \
+  if ((like).is_cuda()) {                                \
+    cuda::kernel(params, like);                          \
+  } else if constexpr (std::is_floating_point_v<Real>) { \
+    FSAD_CPU_CALL(kernel, params);                       \
+  }
 #else
-#define FSAD_CALL(kernel, params, like) FSAD_CPU_CALL(kernel, params)
+#define FSAD_CALL(kernel, Real, params, like) FSAD_CPU_CALL(kernel, params)
 #endif
 
 // ---- operators ---------------------------------------------------------------------------------------
@@ -177,17 +201,19 @@ void with_dtype(const Tensor& tensor, Body body) {
 std::tuple<Tensor, Tensor> istc(const Tensor& queries, const Tensor& scale, const Tensor& atoms,
                                 const std::optional<Tensor>& atom_index, const Tensor& step,
                                 const std::vector<double>& lambdas, const std::vector<double>& taus,
-                                int64_t shrinkage, int64_t receptive_field) {
-  const Problem problem{queries, scale, atoms, atom_index, step, lambdas, taus, shrinkage, receptive_field};
+                                int64_t shrinkage, int64_t receptive_field, bool allow_tf32) {
+  const Problem problem{queries, scale, atoms,     atom_index,      step,
+                        lambdas, taus,  shrinkage, receptive_field, allow_tf32};
   problem.check();
   Tensor residual = torch::stable::new_empty(queries, problem.rows());
   Tensor history = torch::stable::new_empty(queries, problem.history());
   with_dtype(queries, [&](auto real) {
-    IstcForward<decltype(real)> p;
+    using Real = decltype(real);
+    IstcForward<Real> p;
     problem.fill(p);
-    p.residual = write<decltype(real)>(residual);
-    p.history = write<decltype(real)>(history);
-    FSAD_CALL(istc_forward, p, queries);
+    p.residual = write<Real>(residual);
+    p.history = write<Real>(history);
+    FSAD_CALL(istc_forward, Real, p, queries);
   });
   return {residual, history};
 }
@@ -219,16 +245,18 @@ std::tuple<Tensor, Tensor, Tensor> istc_backward(const Tensor& grad_residual, co
                                                  const Tensor& atoms, const std::optional<Tensor>& atom_index,
                                                  const Tensor& step, const std::vector<double>& lambdas,
                                                  const std::vector<double>& taus, int64_t shrinkage,
-                                                 int64_t receptive_field, bool need_atoms) {
-  const Problem problem{queries, scale, atoms, atom_index, step, lambdas, taus, shrinkage, receptive_field};
+                                                 int64_t receptive_field, bool allow_tf32, bool need_atoms) {
+  const Problem problem{queries, scale, atoms,     atom_index,      step,
+                        lambdas, taus,  shrinkage, receptive_field, allow_tf32};
   problem.check();
   check_like("grad_residual", grad_residual, queries, problem.rows());
   check_like("history", history, queries, problem.history());
   const Gradients gradients(problem, need_atoms);
   with_dtype(queries, [&](auto real) {
-    IstcBackward<decltype(real)> p;
+    using Real = decltype(real);
+    IstcBackward<Real> p;
     gradients.fill(p, problem, history, grad_residual);
-    FSAD_CALL(istc_backward, p, queries);
+    FSAD_CALL(istc_backward, Real, p, queries);
   });
   return {gradients.queries, gradients.scale, gradients.atoms};
 }
@@ -238,8 +266,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> istc_double_backward(
     const Tensor& grad_residual, const Tensor& history, const Tensor& queries, const Tensor& scale,
     const Tensor& atoms, const std::optional<Tensor>& atom_index, const Tensor& step,
     const std::vector<double>& lambdas, const std::vector<double>& taus, int64_t shrinkage,
-    int64_t receptive_field, bool need_atoms) {
-  const Problem problem{queries, scale, atoms, atom_index, step, lambdas, taus, shrinkage, receptive_field};
+    int64_t receptive_field, bool allow_tf32, bool need_atoms) {
+  const Problem problem{queries, scale, atoms,     atom_index,      step,
+                        lambdas, taus,  shrinkage, receptive_field, allow_tf32};
   problem.check();
   check_like("grad_residual", grad_residual, queries, problem.rows());
   check_like("history", history, queries, problem.history());
@@ -256,7 +285,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> istc_double_backward(
     p.tangent_scale = read<Real>(tangent_scale);
     p.tangent_atoms = tangent_atoms ? read<Real>(*tangent_atoms) : nullptr;
     p.grad_grad_residual = write<Real>(grad_grad);
-    FSAD_CALL(istc_double_backward, p, queries);
+    FSAD_CALL(istc_double_backward, Real, p, queries);
   });
   return {grad_grad, gradients.queries, gradients.scale, gradients.atoms};
 }
@@ -267,11 +296,12 @@ Tensor peak_atom(const Tensor& queries, const Tensor& atoms, const std::optional
   const int64_t positions = queries.size(1) * queries.size(2) * queries.size(3);
   Tensor peak = torch::stable::new_empty(queries, {queries.size(0), positions}, ScalarType::Long);
   with_dtype(queries, [&](auto real) {
-    PeakAtom<decltype(real)> p;
-    set_maps<decltype(real)>(p, queries, atoms, atom_index, receptive_field);
+    using Real = decltype(real);
+    PeakAtom<Real> p;
+    set_maps<Real>(p, queries, atoms, atom_index, receptive_field);
     STD_TORCH_CHECK(p.atoms > 0, "fsad: peak_atom needs at least one atom");
     p.peak = write<int64_t>(peak);
-    FSAD_CALL(peak_atom, p, queries);
+    FSAD_CALL(peak_atom, Real, p, queries);
   });
   return peak;
 }
@@ -288,16 +318,17 @@ STABLE_TORCH_LIBRARY(fsad, m) {
   m.def("cpu_isa() -> str");
   m.def(
       "istc(Tensor queries, Tensor scale, Tensor atoms, Tensor? atom_index, Tensor step, "
-      "float[] lambdas, float[] taus, int shrinkage, int receptive_field) -> (Tensor, Tensor)");
+      "float[] lambdas, float[] taus, int shrinkage, int receptive_field, bool allow_tf32) "
+      "-> (Tensor, Tensor)");
   m.def(
       "istc_backward(Tensor grad_residual, Tensor history, Tensor queries, Tensor scale, Tensor atoms, "
       "Tensor? atom_index, Tensor step, float[] lambdas, float[] taus, int shrinkage, "
-      "int receptive_field, bool need_atoms) -> (Tensor, Tensor, Tensor)");
+      "int receptive_field, bool allow_tf32, bool need_atoms) -> (Tensor, Tensor, Tensor)");
   m.def(
       "istc_double_backward(Tensor tangent_queries, Tensor tangent_scale, Tensor? tangent_atoms, "
       "Tensor grad_residual, Tensor history, Tensor queries, Tensor scale, Tensor atoms, "
       "Tensor? atom_index, Tensor step, float[] lambdas, float[] taus, int shrinkage, "
-      "int receptive_field, bool need_atoms) -> (Tensor, Tensor, Tensor, Tensor)");
+      "int receptive_field, bool allow_tf32, bool need_atoms) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("peak_atom(Tensor queries, Tensor atoms, Tensor? atom_index, int receptive_field) -> Tensor");
 }
 

@@ -32,13 +32,16 @@ def _rows(queries: Tensor, receptive_field: int) -> tuple[int, int, int]:
 
 
 @torch.library.register_fake("fsad::istc")
-def _(queries, scale, atoms, atom_index, step, lambdas, taus, shrinkage, receptive_field):
+def _(queries, scale, atoms, atom_index, step, lambdas, taus, shrinkage, receptive_field, allow_tf32):
     rows = _rows(queries, receptive_field)
     return queries.new_empty(rows), queries.new_empty((len(lambdas) - 1, *rows))
 
 
 @torch.library.register_fake("fsad::istc_backward")
-def _(grad, history, queries, scale, atoms, index, step, lambdas, taus, shrinkage, field, need_atoms):
+def _(
+    grad, history, queries, scale, atoms, index, step,
+    lambdas, taus, shrinkage, field, allow_tf32, need_atoms,
+):  # fmt: skip
     grad_atoms = torch.empty_like(atoms) if need_atoms else atoms.new_empty(0)
     return torch.empty_like(queries), torch.empty_like(scale), grad_atoms
 
@@ -46,7 +49,7 @@ def _(grad, history, queries, scale, atoms, index, step, lambdas, taus, shrinkag
 @torch.library.register_fake("fsad::istc_double_backward")
 def _(
     tangent_queries, tangent_scale, tangent_atoms, grad, history, queries, scale, atoms, index, step,
-    lambdas, taus, shrinkage, field, need_atoms,
+    lambdas, taus, shrinkage, field, allow_tf32, need_atoms,
 ):  # fmt: skip
     grad_atoms = torch.empty_like(atoms) if need_atoms else atoms.new_empty(0)
     return (
@@ -76,7 +79,7 @@ def _save_forward(ctx, inputs, output):
 
 def _backward(ctx, grad_residual, _grad_history):
     if grad_residual is None:
-        return (None,) * 9
+        return (None,) * 10
     queries, scale, atoms, atom_index, step, history = ctx.saved_tensors
     need_atoms = ctx.needs_input_grad[2]
     grad_queries, grad_scale, grad_atoms = torch.ops.fsad.istc_backward(
@@ -90,19 +93,18 @@ def _backward(ctx, grad_residual, _grad_history):
         *ctx.settings,
         need_atoms,
     )
-    return grad_queries, grad_scale, grad_atoms if need_atoms else None, *(None,) * 6
+    return grad_queries, grad_scale, grad_atoms if need_atoms else None, *(None,) * 7
 
 
 def _save_backward(ctx, inputs, output):
-    *tensors, lambdas, taus, shrinkage, receptive_field, _need_atoms = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.settings = (lambdas, taus, shrinkage, receptive_field)
+    ctx.save_for_backward(*inputs[:7])
+    ctx.settings = inputs[7:-1]  # all but need_atoms
     ctx.set_materialize_grads(False)
 
 
 def _double_backward(ctx, tangent_queries, tangent_scale, tangent_atoms):
     if tangent_queries is None and tangent_scale is None and tangent_atoms is None:
-        return (None,) * 12
+        return (None,) * 13
     grad_residual, history, queries, scale, atoms, atom_index, step = ctx.saved_tensors
     # A gradient that was not asked for comes back as an empty tensor, and so does its cotangent.
     if tangent_atoms is not None and tangent_atoms.dim() != atoms.dim():
@@ -123,7 +125,7 @@ def _double_backward(ctx, tangent_queries, tangent_scale, tangent_atoms):
         need_atoms,
     )
     grad_atoms = grad_atoms if need_atoms else None
-    return grad_grad, None, grad_queries, grad_scale, grad_atoms, *(None,) * 7
+    return grad_grad, None, grad_queries, grad_scale, grad_atoms, *(None,) * 8
 
 
 def _contiguous_or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:

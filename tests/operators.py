@@ -1,15 +1,20 @@
-"""Problems for the tests of the operators: shapes that could trip a tile, all derivatives at once."""
+"""Problems for the tests of the operators, and the checks that are the same on every device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from itertools import product
 
 import torch
 from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
 
 from fsad import functional
 
 LAMBDAS = [0.3, 0.22, 0.17, 0.13, 0.1, 0.08]
+STEP = 0.3
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,15 @@ class Case:
     iterations: int = 3
     shrinkage: str = "sigshrink"
 
-    def tensors(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Tensor]:
+    def __str__(self) -> str:
+        kept = "" if self.atoms is None else f"-k{self.atoms}"
+        return (
+            f"{self.queries}-{self.support}{kept}-l{self.receptive_field}-N{self.iterations}-{self.shrinkage}"
+        )
+
+    def tensors(
+        self, dtype: torch.dtype = torch.float64, seed: int = 0, device: str = "cpu"
+    ) -> dict[str, Tensor]:
         """Queries, per-patch scale and support, all requiring grad; values at which codes are neither
         dense nor empty and the iteration converges."""
         generator = torch.Generator().manual_seed(seed)
@@ -33,41 +46,80 @@ class Case:
         tasks, images, _, height, columns = self.queries
         scale = 0.5 + torch.rand(tasks, images * height * columns, generator=generator, dtype=torch.float64)
         tensors = {"queries": queries, "scale": scale, "support": support}
-        return {name: tensor.to(dtype).requires_grad_() for name, tensor in tensors.items()}
+        return {name: tensor.to(device, dtype).requires_grad_() for name, tensor in tensors.items()}
 
-    def index(self) -> Tensor | None:
+    @cache  # noqa: B019  (cases are few; capturing a CUDA graph allows no copy from the host)
+    def index(self, device: str = "cpu") -> Tensor | None:
         if self.atoms is None:
             return None
         tasks, maps, _, height, width = self.support
         generator = torch.Generator().manual_seed(1)
         chosen = [torch.randperm(maps * height * width, generator=generator) for _ in range(tasks)]
-        return torch.stack([order[: self.atoms] for order in chosen])
+        return torch.stack([order[: self.atoms] for order in chosen]).to(device)
 
-    def code(self, queries: Tensor, scale: Tensor, support: Tensor, backend: str) -> Tensor:
+    def code(
+        self, queries: Tensor, scale: Tensor, support: Tensor, backend: str, step: float = STEP
+    ) -> Tensor:
         return functional.sparse_code(
             queries,
             support,
             LAMBDAS[: self.iterations],
             receptive_field=self.receptive_field,
-            atom_index=self.index(),
+            atom_index=self.index(str(queries.device)),
             scale=scale,
-            step=0.3,
+            step=step,
             tau=10.0 if self.shrinkage == "sigshrink" else None,
             shrinkage=self.shrinkage,
             backend=backend,
         )
 
 
-def derivatives(case: Case, backend: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The residual, its first and its second derivatives along fixed random cotangents."""
-    tensors = case.tensors(dtype)
+SHAPES = [
+    # one of everything
+    Case((1, 1, 1, 1, 1), (1, 1, 1, 1, 1)),
+    # primes, several tasks, a thinned dictionary
+    Case((2, 3, 7, 5, 3), (2, 2, 7, 5, 11), atoms=37),
+    # one beyond a tile of 64 queries, of 48 atoms, of 16 columns
+    Case((1, 1, 17, 5, 13), (1, 1, 17, 7, 7)),
+    # exactly a tile
+    Case((1, 1, 16, 8, 8), (1, 1, 16, 6, 8)),
+    # receptive fields larger than the map
+    Case((1, 2, 3, 2, 4), (1, 2, 3, 3, 2), receptive_field=5),
+    Case((2, 1, 5, 6, 5), (2, 3, 5, 4, 7), receptive_field=3, atoms=41),
+    # wide features, many parts of the dictionary gradient
+    Case((1, 9, 150, 8, 8), (1, 1, 150, 7, 8)),
+]
+GRID = [
+    Case((2, 1, 3, 4, 5), (2, 2, 3, 4, 4), receptive_field=field, iterations=n, shrinkage=shrinkage)
+    for field, n, shrinkage in product((1, 3, 5), range(1, 7), functional.SHRINKAGES)
+]
+
+
+def derivatives(
+    case: Case, backend: str, dtype: torch.dtype, device: str = "cpu", stored: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The residual, its first and its second derivatives along fixed random cotangents, on the CPU.
+
+    Computed in ``dtype``, from values that are first rounded to ``stored``.
+    """
+    stored = stored or dtype
+    tensors = {
+        name: tensor.detach().to(dtype).requires_grad_()
+        for name, tensor in case.tensors(stored, device=device).items()
+    }
+
+    def random_like(tensor: Tensor, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(stored).to(tensor)
+
     inputs = list(tensors.values())
-    residual = case.code(**tensors, backend=backend)
+    step = torch.tensor(STEP, dtype=stored).item()
+    residual = case.code(**tensors, backend=backend, step=step)
     results = {"residual": residual}
-    gradient = _like(residual, 2).requires_grad_()
+    gradient = random_like(residual, 2).requires_grad_()
     first = torch.autograd.grad(residual, inputs, gradient, create_graph=True)
     results |= {f"d {name}": tensor for name, tensor in zip(tensors, first, strict=True)}
-    cotangents = [_like(tensor, 3 + i) for i, tensor in enumerate(first)]
+    cotangents = [random_like(tensor, 3 + i) for i, tensor in enumerate(first)]
     names = ["gradient", *tensors]
     second = torch.autograd.grad(first, [gradient, *inputs], cotangents, retain_graph=True)
     results |= {f"dd {name}": tensor for name, tensor in zip(names, second, strict=True)}
@@ -77,15 +129,117 @@ def derivatives(case: Case, backend: str, dtype: torch.dtype) -> dict[str, Tenso
         first[0], [gradient, *inputs], cotangents[0], allow_unused=True, materialize_grads=True
     )
     results |= {f"dd queries {name}": tensor for name, tensor in zip(names, partial, strict=True)}
-    return {name: tensor.detach() for name, tensor in results.items()}
-
-
-def _like(tensor: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
+    return {name: tensor.detach().cpu() for name, tensor in results.items()}
 
 
 def relative_error(value: Tensor, truth: Tensor) -> float:
     """‖value − truth‖ / ‖truth‖ in float64; 0 for two zeros."""
     distance = (value.double() - truth.double()).norm()
     return float(distance / truth.double().norm().clamp_min(torch.finfo(torch.float64).tiny))
+
+
+# ---- checks ------------------------------------------------------------------------------------------
+
+
+def check_float64(case: Case, device: str = "cpu") -> None:
+    """The native operators' values and derivatives are the reference's."""
+    native = derivatives(case, "native", torch.float64, device)
+    for quantity, truth in derivatives(case, "reference", torch.float64).items():
+        assert relative_error(native[quantity], truth) < 1e-12, quantity
+
+
+def check_precision(case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
+    """The native operators err at most twice as much as plain PyTorch does in the same dtype.
+
+    Both against float64, on the same device.
+    """
+    # 16 bits are too few for the difference between the inputs and what is stored of them to be small.
+    stored = torch.float64 if dtype == torch.float32 else dtype
+    truth = derivatives(case, "reference", torch.float64, stored=stored)
+    plain = derivatives(case, "reference", dtype, device)
+    native = derivatives(case, "native", dtype, device)
+    for quantity, value in truth.items():
+        # Where plain PyTorch happens to be exact, a few roundings are allowed.
+        allowed = max(2 * relative_error(plain[quantity], value), 4 * torch.finfo(dtype).eps)
+        error = relative_error(native[quantity], value)
+        assert error <= allowed, f"{quantity}: {error:.2e} > {allowed:.2e}"
+
+
+def check_derivatives(case: Case, device: str = "cpu") -> None:
+    """First and second derivatives against finite differences, with the case's settings on small maps."""
+    small = Case(
+        (1, 1, 2, 2, 2), (1, 1, 2, 2, 3), case.receptive_field, None, case.iterations, case.shrinkage
+    )
+    inputs = tuple(small.tensors(seed=4, device=device).values())
+
+    def native(*tensors: Tensor) -> Tensor:
+        return small.code(*tensors, backend="native")
+
+    assert gradcheck(native, inputs)
+    assert gradgradcheck(native, inputs)
+
+
+def check_contract(case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
+    """What torch.library demands of every operator."""
+    tensors = case.tensors(dtype, device=device)
+    queries, support = (
+        functional.channels_last(tensors[key].detach()).requires_grad_() for key in ("queries", "support")
+    )
+    index = case.index(device)
+    settings = ([0.3, 0.2], [5.0, 5.0], 2, case.receptive_field, False)
+    step = torch.full((len(queries),), STEP, dtype=dtype, device=device)
+    dictionary = (tensors["scale"], support, index, step)
+    opcheck(torch.ops.fsad.istc, (queries, *dictionary, *settings))
+    opcheck(torch.ops.fsad.peak_atom, (queries.detach(), support.detach(), index, case.receptive_field))
+    residual, history = torch.ops.fsad.istc(queries, *dictionary, *settings)
+    gradient = torch.randn_like(residual).requires_grad_()
+    for need_atoms in (True, False):
+        saved = (gradient, history.detach(), queries, *dictionary, *settings, need_atoms)
+        opcheck(torch.ops.fsad.istc_backward, saved)
+        cotangents = [torch.randn_like(queries), torch.randn_like(tensors["scale"]), None]
+        if need_atoms:
+            cotangents[2] = torch.randn_like(support)
+        detached = [v.detach() if isinstance(v, Tensor) else v for v in (*cotangents, *saved)]
+        opcheck(torch.ops.fsad.istc_double_backward, tuple(detached))
+
+
+def check_no_queries(device: str = "cpu") -> None:
+    """Maps of no image have no residual, and no gradient of the dictionary."""
+    case = Case((1, 0, 4, 3, 3), (1, 1, 4, 3, 3), receptive_field=3)
+    for backend in ("native", "reference"):
+        results = derivatives(case, backend, torch.float64, device)
+        assert results["residual"].shape == (1, 0, 36, 3, 3)
+        assert results["d support"].count_nonzero() == 0
+
+
+def check_layouts(case: Case, device: str = "cpu") -> None:
+    """The caller's memory layout does not matter."""
+    tensors = {key: tensor.detach() for key, tensor in case.tensors(device=device).items()}
+    expected = case.code(**tensors, backend="native")
+    strided = {key: tensor.repeat_interleave(2, -1)[..., ::2] for key, tensor in tensors.items()}
+    strided["queries"] = tensors["queries"].movedim(2, -1).contiguous().movedim(-1, 2)
+    assert torch.equal(case.code(**strided, backend="native"), expected)
+
+
+def check_peak_correlation(case: Case, dtype: torch.dtype = torch.float64, device: str = "cpu") -> None:
+    """peak_correlation and its derivatives are those of the largest of all inner products.
+
+    In 16 bits the values alone: several atoms round to the same peak, and torch sums derivatives in 16 bits.
+    """
+    tensors = case.tensors(dtype, device=device)
+    arguments = (tensors["queries"], tensors["support"])
+    field, index = case.receptive_field, case.index(device)
+    rows = functional.dictionary_rows(arguments[1].double(), index, field)
+    every = functional.reference.im2col(arguments[0].double(), field) @ rows.mT
+    truth = every.abs().amax(-1)
+    gradients = torch.autograd.grad(truth.sum(), arguments)
+    for backend in ("native", "reference"):
+        peak = functional.peak_correlation(
+            *arguments, receptive_field=field, atom_index=index, backend=backend
+        )
+        assert peak.dtype == dtype
+        torch.testing.assert_close(peak, truth.to(dtype))
+        if dtype.itemsize == 2:
+            continue
+        for mine, theirs in zip(torch.autograd.grad(peak.sum(), arguments), gradients, strict=True):
+            torch.testing.assert_close(mine, theirs)

@@ -8,7 +8,7 @@ import torch
 from command import fsad
 from rich.console import Console
 
-from fsad import doctor, functional
+from fsad import doctor, functional, kernel_check
 
 
 def test_a_sound_installation():
@@ -22,6 +22,30 @@ def test_a_sound_installation():
         for kernel in ("forward", "backward", "double backward", "peak"):
             assert ("cpu", dtype, kernel) in checked
     assert all(c["cases"] >= 9 and c["error"] <= c["allowed"] for c in facts["checks"])
+    assert all(c["path"] and c["milliseconds"] > 0 for c in facts["checks"])
+
+
+def test_what_a_gpu_cannot_do_is_said(monkeypatch, capsys):
+    monkeypatch.setitem(kernel_check.DTYPES, "old", functional.DTYPES)
+    monkeypatch.setitem(kernel_check.SIZES, "old", ())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "An Old GPU")
+    _, left_out = kernel_check.check_kernels(["old"])
+    assert len(left_out) == 1 and "An Old GPU has 7.5" in left_out[0]
+    monkeypatch.setattr(kernel_check, "check_kernels", lambda devices: ([], left_out))
+    doctor.run_doctor(Console(width=200), as_json=False)
+    assert f"Not checked: {left_out[0]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("steps", "field", "path"),
+    [(3, 3, "fused fused plain"), (3, 5, "banded banded plain"), (5, 1, "banded plain plain")],
+)
+def test_paths_of_a_gpu(monkeypatch, steps, field, path):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    problem = kernel_check._Problem(kernel_check.LARGE, field, steps, "none")
+    dtypes = (torch.bfloat16, torch.float32, torch.float64)
+    assert " ".join(problem.path("cuda", dtype) for dtype in dtypes) == path
 
 
 def test_tables_for_people():

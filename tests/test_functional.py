@@ -79,7 +79,8 @@ def test_ill_fitting_arguments_are_named() -> None:
 
     refused("4 channels, the dictionary 3", atoms=atoms[:, :3])
     refused(r"T on both or on neither", queries=queries[None])
-    refused("float32 or float64, got torch.int64", queries=queries.long())
+    refused("bfloat16 or float16, got torch.int64", queries=queries.long())
+    refused("backend='reference'", queries=queries.half(), atoms=atoms.half())
     refused("share dtype and device", atoms=atoms.double())
     refused("empty", atoms=atoms[:0])
     refused("thresholds λ ≥ 0", lambdas=[-0.1])
@@ -118,3 +119,43 @@ def test_a_device_without_kernels_is_never_served_silently() -> None:
         functional.sparse_code(features, support, [0.1], step=0.1, tau=1.0, backend="native")
     with pytest.warns(UserWarning, match="no native kernels for device 'meta'"):
         functional.sparse_code(features, support, [0.1], step=0.1, tau=1.0)
+
+
+def test_tf32_is_allowed_where_torch_allows_it_for_matrix_products() -> None:
+    """Also after a mix of torch's older and newer settings, which torch's older getters refuse to read."""
+    matmul = torch.backends.cuda.matmul
+    try:
+        assert not functional._tf32_is_allowed()
+        torch.set_float32_matmul_precision("high")
+        assert functional._tf32_is_allowed()
+        matmul.allow_tf32 = False
+        assert not functional._tf32_is_allowed()
+        matmul.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError, match="mix of the legacy and new"):
+            torch.get_float32_matmul_precision()
+        assert functional._tf32_is_allowed()
+
+        def marked(x: Tensor) -> Tensor:
+            return x + functional._tf32_is_allowed()
+
+        compiled = torch.compile(marked, fullgraph=True, backend="eager")
+        assert compiled(torch.zeros(1)) == 1
+        matmul.fp32_precision = "ieee"
+        assert compiled(torch.zeros(1)) == 0
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = "none"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sixteen_bits_on_the_reference(dtype: torch.dtype) -> None:
+    features, support = torch.randn(1, 1, 3, 4, 5).to(dtype), (0.3 * torch.randn(1, 2, 3, 4, 4)).to(dtype)
+    settings = {"receptive_field": 3, "backend": "reference"}
+    schedule = {"lambdas": [0.2, 0.1], "step": 0.125, "tau": 30.0}
+    residual = functional.sparse_code(features, support, **schedule, **settings)
+    exact = functional.sparse_code(features.double(), support.double(), **schedule, **settings)
+    assert residual.dtype == dtype
+    torch.testing.assert_close(residual.double(), exact, rtol=0, atol=16 * torch.finfo(dtype).eps)
+    peak = functional.peak_correlation(features, support, **settings)
+    exact = functional.peak_correlation(features.double(), support.double(), **settings)
+    torch.testing.assert_close(peak, exact.to(dtype))

@@ -83,6 +83,7 @@ struct Lanes<FSAD_ISA::Vector<float>> {
   static inline FSAD_ISA::Vector<float> exp(FSAD_ISA::Vector<float> x) {
     return FSAD_ISA::vector_exp<float>(x);
   }
+  static inline FSAD_ISA::Vector<float> reciprocal(FSAD_ISA::Vector<float> x) { return 1 / x; }
 };
 
 template <>
@@ -91,6 +92,7 @@ struct Lanes<FSAD_ISA::Vector<double>> {
   static inline FSAD_ISA::Vector<double> exp(FSAD_ISA::Vector<double> x) {
     return FSAD_ISA::vector_exp<double>(x);
   }
+  static inline FSAD_ISA::Vector<double> reciprocal(FSAD_ISA::Vector<double> x) { return 1 / x; }
 };
 
 }  // namespace fsad

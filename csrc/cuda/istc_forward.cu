@@ -1,37 +1,43 @@
-// Forward: r_{m+1} = z − Dα_{m+1}, one launch a step.
-#include "stream.cuh"
+// Forward: r_{m+1} for m = 0 … N−1, one fused kernel a step, or two for each band of queries.
+#include "band_rules.h"
+#include "fused_rules.h"
+#include "pass.cuh"
 
 namespace fsad::cuda {
 
-template <class Real>
-__global__ void __launch_bounds__(kThreads) forward_step(const ForwardPass<Real> pass, int m) {
-  const IstcProblem<Real>& p = pass.problem;
-  for_each_share<Real>(p.tasks * p.queries, p.width, [&](const Share& share) {
-    const int64_t task = share.row / p.queries;
-    const PatchMap<const Real> atoms = task_map(p.atom_map, p.atom_map.data, task);
-    Sum<Real> sum(share);
-    for_each_atom(p, task, [&](int64_t, const Patch& atom) {
-      const auto residual = [&](int i) { return pass.residual(i, share.row); };
-      const Codes<Real> codes = recode(p, p.step[task], m + 1, atoms, atom, residual);
-      sum.add_patch(from_lane(codes.code, m), atoms, atom);
-    });
-    const Real* query = pass.residual(0, share.row);
-    Real* target = pass.residual(m + 1, share.row);
-    sum.finish([&](int64_t column, Real value) { target[column] = query[column] - value; });
-  });
-}
-
-template <class Real>
-const char* run_forward(const ForwardPass<Real>& pass, Stream stream) {
-  const IstcForward<Real>& p = pass.problem;
-  pack_rows<Real>({p.tasks, p.query_map, p.scale, nullptr, nullptr, pass.queries}, stream);
-  for (int m = 0; m < p.iterations; ++m) {
-    launch_shares<Real>(forward_step<Real>, p.tasks * p.queries, p.width, stream, pass, m);
+template <class Element>
+const char* run_forward(const IstcForward<Element>& p, Workspace& workspace, Stream stream) {
+  const int steps = p.iterations;
+  const Sets sets{steps};
+  Pass<Element> pass(p, steps, nullptr, workspace, stream);
+  if (const char* error = pass.unsupported()) return error;
+  pass.set_iteration(p, false);
+  pack_rows<Element>({p.tasks, p.query_map, p.scale, nullptr, nullptr, pass.layout, pass.set(0)}, stream);
+  const auto target = [&](int m) -> Target<Element> {
+    if (m == steps) return {pass.set(0), nullptr, p.residual};
+    return {pass.set(0), pass.set(sets.residual(m)), p.history + (m - 1) * p.tasks * p.queries * p.width};
+  };
+  if (pass.path() == Path::fused) {
+    if constexpr (kHasTensorPaths<Element>) {
+      for (int m = 0; m < steps; ++m) pass.template sum<Work::fused_codes>(ForwardStep{m}, target(m + 1));
+    }
+    return launch_error();
   }
+  const Places places{0, false, false};
+  pass.for_each_band(places.count(), [&] {
+    for (int m = 0; m < steps; ++m) {
+      pass.template launch<Work::codes>(BandCodes{places, m, false});
+      BandSums<false> sums;
+      sums.add(places.code(m + 1), Factor::one, Atoms::values);
+      pass.template sum<Work::sums>(sums, target(m + 1));
+    }
+  });
   return launch_error();
 }
 
-template const char* run_forward(const ForwardPass<float>&, Stream);
-template const char* run_forward(const ForwardPass<double>&, Stream);
+template const char* run_forward(const IstcForward<float>&, Workspace&, Stream);
+template const char* run_forward(const IstcForward<double>&, Workspace&, Stream);
+template const char* run_forward(const IstcForward<Bfloat16>&, Workspace&, Stream);
+template const char* run_forward(const IstcForward<Float16>&, Workspace&, Stream);
 
 }  // namespace fsad::cuda

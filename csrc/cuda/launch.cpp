@@ -18,9 +18,9 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The device of a tensor made current, its stream, and workspaces that live as long as this does: the
-// allocator hands their memory on only to later work of the same stream.
-class Session {
+// The device of a tensor made current, its stream, and the memory of one pass, which may go as soon as the
+// pass is enqueued: the allocator hands it on only to later work of the same stream.
+class Session : public Workspace {
  public:
   explicit Session(const Tensor& like) : like_(like), guard_(like.get_device_index()) {
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream,
@@ -32,88 +32,58 @@ class Session {
 
   Stream stream() const { return stream_; }
 
-  template <class Real>
-  Real* space(int64_t count) {
-    return static_cast<Real*>(keep(torch::stable::new_empty(like_, {count})));
-  }
-
-  int64_t* index_space(int64_t count) {
-    return static_cast<int64_t*>(keep(torch::stable::new_empty(like_, {count}, ScalarType::Long)));
+  // Torch's blocks begin at multiples of 512 bytes.
+  void* allocate(size_t bytes) override {
+    tensors_.push_back(torch::stable::new_empty(like_, {static_cast<int64_t>(bytes)}, ScalarType::Byte));
+    return tensors_.back().mutable_data_ptr();
   }
 
  private:
-  void* keep(Tensor tensor) {
-    workspaces_.push_back(tensor);
-    return tensor.mutable_data_ptr();
-  }
-
   const Tensor& like_;
   torch::stable::accelerator::DeviceGuard guard_;
   Stream stream_;
-  std::vector<Tensor> workspaces_;
+  std::vector<Tensor> tensors_;
 };
 
-void check(const char* error) { STD_TORCH_CHECK(!error, "fsad: CUDA reports: ", error); }
-
-template <class Problem>
-int64_t rows_size(const Problem& p) {
-  return p.tasks * p.queries * p.width;
-}
-
-// The workspaces that both reverse passes use.
-template <class Real>
-void allocate(Session& session, const IstcBackward<Real>& p, BackwardPass<Real>& pass) {
-  pass.problem = p;
-  pass.queries = session.space<Real>(rows_size(p));
-  pass.adjoints = session.space<Real>(p.iterations * rows_size(p));
-  pass.atom_rows = p.grad_atoms ? session.space<Real>(p.tasks * p.atoms * p.width) : nullptr;
-  pass.row_of_position =
-      p.grad_atoms && p.atom_index ? session.index_space(p.tasks * p.atom_map.positions()) : nullptr;
+template <class Params>
+void enqueue(const char* (*run)(const Params&, Workspace&, Stream), const Params& params,
+             const Tensor& like) {
+  Session session(like);
+  const char* const error = run(params, session, session.stream());
+  STD_TORCH_CHECK(!error, "fsad: CUDA reports: ", error);
 }
 
 }  // namespace
 
-template <class Real>
-void istc_forward(const IstcForward<Real>& p, const Tensor& like) {
-  Session session(like);
-  check(run_forward<Real>({p, session.space<Real>(rows_size(p))}, session.stream()));
+template <class Element>
+void istc_forward(const IstcForward<Element>& p, const Tensor& like) {
+  enqueue(run_forward<Element>, p, like);
 }
 
-template <class Real>
-void istc_backward(const IstcBackward<Real>& p, const Tensor& like) {
-  Session session(like);
-  BackwardPass<Real> pass;
-  allocate(session, p, pass);
-  check(run_backward(pass, session.stream()));
+template <class Element>
+void istc_backward(const IstcBackward<Element>& p, const Tensor& like) {
+  enqueue(run_backward<Element>, p, like);
 }
 
-template <class Real>
-void istc_double_backward(const IstcDoubleBackward<Real>& p, const Tensor& like) {
-  Session session(like);
-  DoubleBackwardPass<Real> pass;
-  allocate<Real>(session, p, pass);
-  pass.tangent_queries = p.tangent_queries;
-  pass.tangent_scale = p.tangent_scale;
-  pass.tangent_atoms = p.tangent_atoms;
-  pass.grad_grad_residual = p.grad_grad_residual;
-  pass.tangents = session.space<Real>(p.iterations * rows_size(p));
-  pass.seconds = session.space<Real>(p.iterations * rows_size(p));
-  check(run_double_backward(pass, session.stream()));
+template <class Element>
+void istc_double_backward(const IstcDoubleBackward<Element>& p, const Tensor& like) {
+  enqueue(run_double_backward<Element>, p, like);
 }
 
-template <class Real>
-void peak_atom(const PeakAtom<Real>& p, const Tensor& like) {
-  Session session(like);
-  check(run_peak_atom<Real>({p, session.space<Real>(rows_size(p))}, session.stream()));
+template <class Element>
+void peak_atom(const PeakAtom<Element>& p, const Tensor& like) {
+  enqueue(run_peak_atom<Element>, p, like);
 }
 
-template void istc_forward(const IstcForward<float>&, const Tensor&);
-template void istc_forward(const IstcForward<double>&, const Tensor&);
-template void istc_backward(const IstcBackward<float>&, const Tensor&);
-template void istc_backward(const IstcBackward<double>&, const Tensor&);
-template void istc_double_backward(const IstcDoubleBackward<float>&, const Tensor&);
-template void istc_double_backward(const IstcDoubleBackward<double>&, const Tensor&);
-template void peak_atom(const PeakAtom<float>&, const Tensor&);
-template void peak_atom(const PeakAtom<double>&, const Tensor&);
+#define FSAD_INSTANTIATE(Element)                                                        \
+  template void istc_forward(const IstcForward<Element>&, const Tensor&);                \
+  template void istc_backward(const IstcBackward<Element>&, const Tensor&);              \
+  template void istc_double_backward(const IstcDoubleBackward<Element>&, const Tensor&); \
+  template void peak_atom(const PeakAtom<Element>&, const Tensor&);
+
+FSAD_INSTANTIATE(float)
+FSAD_INSTANTIATE(double)
+FSAD_INSTANTIATE(Bfloat16)
+FSAD_INSTANTIATE(Float16)
 
 }  // namespace fsad::cuda

@@ -7,14 +7,15 @@
 
 namespace fsad::cuda {
 
-// Each runs on the current stream of the device of `like`, a tensor of dtype Real, without waiting for it.
-template <class Real>
-void istc_forward(const IstcForward<Real>&, const torch::stable::Tensor& like);
-template <class Real>
-void istc_backward(const IstcBackward<Real>&, const torch::stable::Tensor& like);
-template <class Real>
-void istc_double_backward(const IstcDoubleBackward<Real>&, const torch::stable::Tensor& like);
-template <class Real>
-void peak_atom(const PeakAtom<Real>&, const torch::stable::Tensor& like);
+// For float, double, Bfloat16 and Float16. Each runs on the current stream of the device of `like`, without
+// waiting for it.
+template <class Element>
+void istc_forward(const IstcForward<Element>&, const torch::stable::Tensor& like);
+template <class Element>
+void istc_backward(const IstcBackward<Element>&, const torch::stable::Tensor& like);
+template <class Element>
+void istc_double_backward(const IstcDoubleBackward<Element>&, const torch::stable::Tensor& like);
+template <class Element>
+void peak_atom(const PeakAtom<Element>&, const torch::stable::Tensor& like);
 
 }  // namespace fsad::cuda

@@ -1,54 +1,81 @@
-// The search for the most correlated atom.
+// The search for the most correlated atom: inner products only.
 #include "stream.cuh"
 
 namespace fsad::cuda {
 
-// One block a query; its warps share the atoms.
+// Of the two rows of a lane, the largest |⟨query, atom⟩| so far and the number of its atom.
 template <class Real>
-__global__ void __launch_bounds__(kThreads) find_peak(const PeakPass<Real> pass) {
-  const PeakAtom<Real>& p = pass.problem;
-  __shared__ Real magnitudes[kWarps];
-  __shared__ int64_t numbers[kWarps];
-  for (int64_t row = blockIdx.x; row < p.tasks * p.queries; row += gridDim.x) {
-    const int64_t task = row / p.queries;
-    const PatchMap<const Real> atoms = task_map(p.atom_map, p.atom_map.data, task);
-    Real best = -1;
-    int64_t number = 0;
-    for_each_atom(p, task, [&](int64_t atom, const Patch& patch) {
-      const Real magnitude = fabs(dot<Real>(atoms, patch, pass.queries + row * p.width));
-      if (magnitude > best) {
-        best = magnitude;
-        number = atom;
-      }
-    });
-    if (lane_index() == 0) {
-      magnitudes[warp_index()] = best;
-      numbers[warp_index()] = number;
+struct PeakRule {
+  Real best[2] = {-1, -1};
+  int64_t number[2] = {0, 0};
+
+  FSAD_HOST_DEVICE void take(int half, Real magnitude, int64_t atom) {
+    if (magnitude > best[half] || (magnitude == best[half] && atom < number[half])) {
+      best[half] = magnitude;
+      number[half] = atom;
     }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      for (int warp = 1; warp < kWarps; ++warp) {
-        const bool equal = magnitudes[warp] == best;
-        if (magnitudes[warp] > best || (equal && numbers[warp] < number)) {
-          best = magnitudes[warp];
-          number = numbers[warp];
-        }
-      }
-      p.peak[row] = p.atom_index ? p.atom_index[task * p.atoms + number] : number;
+  }
+
+#pragma nv_exec_check_disable
+  template <class Engine>
+  FSAD_HOST_DEVICE void tile(Engine& e) {
+    typename Engine::Codes product = {};
+    e.add_products(product, 0, Atoms::values);
+#pragma unroll
+    for (int i = 0; i < Engine::kPerLane; ++i) {
+      if (e.column(i) < e.streamed_rows())
+        take(i / 2 % 2, product.v[i] < 0 ? -product.v[i] : product.v[i], e.column(i));
     }
-    __syncthreads();  // before the next query overwrites the shared results
+  }
+};
+
+template <class Shape, class Real>
+__device__ __forceinline__ void finish(const Skeleton<Shape>& skeleton, PeakRule<Real>& rule) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int distance = 1; distance < 4; distance *= 2) {  // over the four lanes of a row
+      rule.take(half, __shfl_xor_sync(0xffffffffu, rule.best[half], distance),
+                __shfl_xor_sync(0xffffffffu, rule.number[half], distance));
+    }
+    const int64_t row = skeleton.row(half);
+    if (row < 0 || lane_index() % 4 != 0) continue;
+    const auto& pass = skeleton.pass;
+    const int64_t at = (skeleton.item.split * pass.band.tasks + skeleton.item.task) * pass.queries + row;
+    pass.partial[at] = rule.best[half];
+    pass.numbers[at] = rule.number[half];
   }
 }
 
-template <class Real>
-const char* run_peak_atom(const PeakPass<Real>& pass, Stream stream) {
-  const PeakAtom<Real>& p = pass.problem;
-  pack_rows<Real>({p.tasks, p.query_map, nullptr, nullptr, nullptr, pass.queries}, stream);
-  launch(find_peak<Real>, p.tasks * p.queries, 0, stream, pass);
+// The best of all splits.
+template <class Element>
+__global__ void __launch_bounds__(kThreads)
+    choose_peak(const __grid_constant__ StreamPass<Element> pass, int64_t* peak) {
+  const int64_t count = pass.band.tasks * pass.queries, i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= count) return;
+  PeakRule<typename Computing<Element>::type> rule;
+  for (int split = 0; split < pass.splits; ++split) {
+    rule.take(0, pass.partial[split * count + i], pass.numbers[split * count + i]);
+  }
+  const int64_t task = i / pass.queries;
+  peak[i] = pass.maps.index ? pass.maps.index[task * pass.atoms + rule.number[0]] : rule.number[0];
+}
+
+template <class Element>
+const char* run_peak_atom(const PeakAtom<Element>& p, Workspace& workspace, Stream stream) {
+  Pass<Element> pass(p, 1, nullptr, workspace, stream);
+  if (const char* error = pass.unsupported()) return error;
+  if (pass.count() == 0) return nullptr;
+  pack_rows<Element>({p.tasks, p.query_map, nullptr, nullptr, nullptr, pass.layout, pass.set(0)}, stream);
+  pass.template launch<Work::peak>(PeakRule<typename Computing<Element>::type>());
+  const int64_t blocks = (pass.count() + kThreads - 1) / kThreads;
+  choose_peak<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(pass.parameters(), p.peak);
   return launch_error();
 }
 
-template const char* run_peak_atom(const PeakPass<float>&, Stream);
-template const char* run_peak_atom(const PeakPass<double>&, Stream);
+template const char* run_peak_atom(const PeakAtom<float>&, Workspace&, Stream);
+template const char* run_peak_atom(const PeakAtom<double>&, Workspace&, Stream);
+template const char* run_peak_atom(const PeakAtom<Bfloat16>&, Workspace&, Stream);
+template const char* run_peak_atom(const PeakAtom<Float16>&, Workspace&, Stream);
 
 }  // namespace fsad::cuda

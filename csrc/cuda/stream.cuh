@@ -1,146 +1,89 @@
-// The skeleton that every kernel here is an instance of, in its plain form: for each pair of a query and an
-// atom, inner products of the atom with a few query-side vectors, a scalar rule on them, a weighted sum.
-//
-//   query side: a block has one query and a chunk of the columns of its result; its warps share the atoms.
-//   atom side:  a block has one atom and a chunk of the columns of its gradient; its warps share the queries.
-//
-// The lanes of a warp lie across the columns. Every warp sums in order on its own, in shared memory, and the
-// warps' sums are added in order, so that results repeat to the last bit.
+// The streaming kernel and its launch, for the files that compile instances of it: fused.cu, fused_dual.cu,
+// band.cu, peak_atom.cu.
 #pragma once
 
-#include "patches.cuh"
+#include "pass.cuh"
 
 namespace fsad::cuda {
 
-// Columns of one block, at most; 16 KiB of shared memory with all warps' sums.
-template <class Real>
-constexpr int64_t kChunk = 4096 / sizeof(Real);
+// What a kernel does after the last tile; the peak search has its own.
+template <class Shape, class Rule>
+__device__ __forceinline__ void finish(const Skeleton<Shape>& skeleton, const Rule&) {
+  if constexpr (Shape::kChunks > 0) skeleton.store_sums();
+}
 
-// One block's part of the work: columns [first, first + count) of one row of results.
-struct Share {
-  int64_t row, first, count;
-};
+// The work of this block.
+template <class Shape, bool fused>
+__device__ __forceinline__ Item find_item(const StreamPass<typename Shape::Element>& pass) {
+  const int64_t owned = Shape::kAtomSide ? pass.atoms : pass.band.rows;
+  const int tiles = static_cast<int>((owned + kRows - 1) / kRows);
+  const int chunks = (pass.width + Shape::kPerRow - 1) / Shape::kPerRow;
+  const int block = blockIdx.x;
+  int rest = block / tiles, first = 0, last = chunks;
+  if constexpr (!fused) {
+    first = chunks * (rest % pass.parts) / pass.parts;
+    last = chunks * (rest % pass.parts + 1) / pass.parts;
+    rest /= pass.parts;
+  }
+  return {rest / pass.splits, block % tiles, rest % pass.splits, first, last - first};
+}
 
-// Calls body(share) for all columns of all rows, each by a whole block.
-template <class Real, class Body>
-__device__ __forceinline__ void for_each_share(int64_t rows, int64_t width, Body body) {
-  const int64_t chunks = (width + kChunk<Real> - 1) / kChunk<Real>;
-  for (int64_t i = blockIdx.x; i < rows * chunks; i += gridDim.x) {
-    const int64_t first = i % chunks * kChunk<Real>;
-    body(Share{i / chunks, first, min(kChunk<Real>, width - first)});
-    __syncthreads();  // before the next share overwrites the shared sums
+// What needs tensor cores is empty where there are none: the host does not call it there.
+template <class Shape, bool fused, class Rule>
+__global__ void __launch_bounds__(kThreads, 2)
+    stream(const __grid_constant__ StreamPass<typename Shape::Element> pass, const Rule rule) {
+#if __CUDA_ARCH__ < 800
+  if constexpr (!Shape::kPlain)
+    return;
+  else
+#endif
+  {
+    Skeleton<Shape> skeleton(pass, find_item<Shape, fused>(pass));
+    Rule own = rule;
+    skeleton.run(own);
+    finish(skeleton, own);
   }
 }
 
-// Launches a kernel that is one for_each_share.
-template <class Real, class Kernel, class... Arguments>
-void launch_shares(Kernel kernel, int64_t rows, int64_t width, Stream stream, const Arguments&... arguments) {
-  const int64_t chunks = (width + kChunk<Real> - 1) / kChunk<Real>;
-  const size_t shared_bytes = kWarps * std::min(kChunk<Real>, width) * sizeof(Real);
-  launch(kernel, rows * chunks, shared_bytes, stream, arguments...);
-}
-
-// A weighted sum of patches or of rows, for the columns of a share.
-template <class Real>
-class Sum {
- public:
-  __device__ __forceinline__ explicit Sum(const Share& share) : share_(share) {
-    extern __shared__ __align__(16) unsigned char shared_memory[];
-    partial_ = reinterpret_cast<Real*>(shared_memory);
-    own_ = partial_ + warp_index() * share.count;
-    for (int64_t i = lane_index(); i < share.count; i += kLanes) own_[i] = 0;
-    __syncwarp();
-  }
-
-  __device__ __forceinline__ void add_patch(Real weight, const PatchMap<const Real>& map,
-                                            const Patch& patch) {
-    visit_patch(map, patch, [&](int offset, const Real* vector) {
-      if (!vector) return;
-      const int64_t column = offset * map.channels - share_.first;  // of the vector's start, in the share
-      const int64_t end = min(map.channels, share_.count - column);
-      for (int64_t c = max(int64_t(0), -column) + lane_index(); c < end; c += kLanes) {
-        own_[column + c] += weight * vector[c];
-      }
-    });
-  }
-
-  __device__ __forceinline__ void add_row(Real weight, const Real* row) {
-    for (int64_t i = lane_index(); i < share_.count; i += kLanes) {
-      own_[i] += weight * row[share_.first + i];
-    }
-  }
-
-  // Calls store(column, sum over all warps) for every column of the share.
-  template <class Store>
-  __device__ __forceinline__ void finish(Store store) const {
-    __syncthreads();
-    for (int64_t i = threadIdx.x; i < share_.count; i += kThreads) {
-      Real sum = partial_[i];
-      for (int warp = 1; warp < kWarps; ++warp) sum += partial_[warp * share_.count + i];
-      store(share_.first + i, sum);
-    }
-  }
-
- private:
-  Share share_;
-  Real *partial_, *own_;  // all warps' sums; this warp's
-};
-
-// The patch that is atom number `atom` of a task. Problem is an IstcProblem or PeakAtom.
-template <class Problem>
-__device__ __forceinline__ Patch atom_patch(const Problem& p, int64_t task, int64_t atom) {
-  return locate(p.atom_map, p.atom_index ? p.atom_index[task * p.atoms + atom] : atom);
-}
-
-// Calls body(number, patch) for the atoms of this warp.
-template <class Problem, class Body>
-__device__ __forceinline__ void for_each_atom(const Problem& p, int64_t task, Body body) {
-  for (int64_t atom = warp_index(); atom < p.atoms; atom += kWarps) {
-    body(atom, atom_patch(p, task, atom));
+template <class Element>
+template <Work work, class Rule>
+void Pass<Element>::launch(const Rule& rule) {
+  if (path_ != Path::plain) {
+    if constexpr (kHasTensorPaths<Element>) launch_tiles<Tiles<Element, work, false>>(rule);
+  } else if constexpr (kHasPlainPath<Element> && !Tiles<Element, work, true>::kFused) {
+    launch_tiles<Tiles<Element, work, true>>(rule);
   }
 }
 
-// Calls body(row) for the queries of this warp, by their row in (T·n, d).
-template <class Real, class Body>
-__device__ __forceinline__ void for_each_query(const IstcProblem<Real>& p, int64_t task, Body body) {
-  for (int64_t query = warp_index(); query < p.queries; query += kWarps) {
-    body(task * p.queries + query);
-  }
-}
+template <class Element>
+template <class Tiles, class Rule>
+void Pass<Element>::launch_tiles(const Rule& rule) {
+  using Shape = typename Tiles::type;
+  auto& pass = stream_pass_;
+  Recorder<Real, Shape::kAtomSide> recorder{pass.iteration};
+  Rule(rule).tile(recorder);
+  pass.plan = recorder.plan;
 
-// σ, σ' and σ'' of step m.
-template <class Real>
-__device__ __forceinline__ Shrunk<Real> shrink_step(const IstcProblem<Real>& p, int m, Real u) {
-  switch (p.shrinkage) {
-    case Shrinkage::none:
-      return shrink<Shrinkage::none>(u, p.lambda[m], p.tau[m]);
-    case Shrinkage::soft:
-      return shrink<Shrinkage::soft>(u, p.lambda[m], p.tau[m]);
-    default:
-      return shrink<Shrinkage::sigshrink>(u, p.lambda[m], p.tau[m]);
+  const int64_t owned = Shape::kAtomSide ? pass.atoms : pass.band.rows;
+  const int64_t streamed = Shape::kAtomSide ? pass.band.rows : pass.atoms;
+  const int row_chunks = (pass.width + Shape::kPerRow - 1) / Shape::kPerRow;
+  pass.parts = Shape::kChunks > 0 ? (row_chunks + Shape::kChunks - 1) / Shape::kChunks : 1;
+  const int64_t blocks = (owned + kRows - 1) / kRows * pass.parts * pass.band.tasks;
+  constexpr bool kResults = Shape::kChunks > 0 || Tiles::kPeak;
+  const int64_t results = pass.band.tasks * owned * (Shape::kChunks > 0 ? pass.width : 1);
+  pass.splits = choose_splits(blocks, (streamed + Shape::kColumns - 1) / Shape::kColumns,
+                              kResults ? results * sizeof(Real) : 0);
+  if (kResults && pass.splits * results > partial_size_) {
+    partial_size_ = pass.splits * results;
+    pass.partial = workspace_.take<Real>(partial_size_);
+    if (Tiles::kPeak) pass.numbers = workspace_.take<int64_t>(partial_size_);
   }
-}
+  if (blocks == 0) return;  // CUDA refuses an empty grid
 
-// The codes of one query and one atom. Lane m keeps what belongs to step m.
-template <class Real>
-struct Codes {
-  Real code, slope;  // α_{m+1}, σ'(u_m)
-};
-static_assert(kMaxIterations <= kLanes, "a warp keeps one step in each lane");
-
-// u_m = α_m + η⟨atom, r_m⟩, α_{m+1} = σ(u_m) for m = 0 … steps − 1. residual(m) is the query's row of r_m.
-template <class Real, class Residual>
-__device__ __forceinline__ Codes<Real> recode(const IstcProblem<Real>& p, Real step, int steps,
-                                              const PatchMap<const Real>& atoms, const Patch& atom,
-                                              Residual residual) {
-  Codes<Real> codes{0, 0};
-  Real code = 0;
-  for (int m = 0; m < steps; ++m) {
-    const Shrunk<Real> shrunk = shrink_step(p, m, code + step * dot(atoms, atom, residual(m)));
-    code = shrunk.value;
-    if (lane_index() == m) codes = {shrunk.value, shrunk.first};
-  }
-  return codes;
+  pass.shared = place_shared<Shape>(pass.plan.slots, row_chunks, recorder.places, processor_bytes_);
+  const auto kernel = fsad::cuda::stream<Shape, Tiles::kFused, Rule>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, pass.shared.bytes);
+  kernel<<<static_cast<unsigned>(blocks * pass.splits), kThreads, pass.shared.bytes, stream_>>>(pass, rule);
 }
 
 }  // namespace fsad::cuda

@@ -4,6 +4,10 @@
 Im2Col inside. Both run on the native kernels of ``fsad_ext`` or, with ``backend="reference"``, on plain
 PyTorch (``fsad.reference``). The codes are never stored by the native kernels; derivatives of first and
 second order with respect to queries and dictionary are exact.
+
+On a GPU, float32 products follow torch's own setting for matrix products
+(``torch.backends.cuda.matmul.fp32_precision``, ``torch.set_float32_matmul_precision``): full precision
+unless TF32 is allowed there.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from fsad.errors import InputError
 
 SHRINKAGES = ("none", "soft", "sigshrink")
 BACKENDS = ("auto", "native", "reference")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_ITERATIONS = 32
 
 
@@ -63,7 +68,8 @@ def istc(
     Starting from α = 0, N = len(lambdas) steps α ← σ(α + ηDᵀ(z − Dα), λ_m). Vectors are rows.
 
     Args:
-        queries: z, shape ([T,] n, d), float32 or float64. T is an optional batch of independent tasks.
+        queries: z, shape ([T,] n, d), float32 or float64; on a GPU, or with ``backend="reference"``,
+            bfloat16 or float16 too. T is an optional batch of independent tasks.
         atoms: D, shape ([T,] k, d), same dtype and device.
         lambdas: one threshold λ_m ≥ 0 a step, 1 to 32 of them; thresholds on u, not ℓ1 weights.
         step: η, one number or one a task, shape (T,); a constant in derivatives. Convergence needs
@@ -124,12 +130,12 @@ def sparse_code(
     Maps are zero-padded, so there is one patch a position (section 3.1.1 of the paper).
 
     Args:
-        features: query maps, ([T,] B, c, h, w), float32 or float64.
+        features: query maps, ([T,] B, c, h, w), dtypes as in ``istc``.
         support_features: ([T,] K, c, H, W); their K·H·W patches are the atoms. T on both or on neither.
         lambdas, step, tau, shrinkage, backend: as in ``istc``.
         receptive_field: l, odd; 1 codes single positions.
         atom_index: int64 ([T,] k), distinct flat positions in K·H·W, the patches that serve as
-            atoms; all by default. Positions are checked on the CPU only.
+            atoms; all by default. A position out of range raises, on a GPU at the next synchronisation.
         scale: ([T,] B·h·w), a factor on every query patch, differentiable; 1 by default.
 
     Returns:
@@ -166,6 +172,7 @@ def sparse_code(
     step = _step_per_task(step, features)
     if _use_native(backend, features):
         _refuse_forward_mode(features, support_features, scale)
+        _assert_positions(atom_index, support_features)
         residual, _ = torch.ops.fsad.istc(
             channels_last(features),
             scale.contiguous(),
@@ -176,6 +183,7 @@ def sparse_code(
             taus,
             SHRINKAGES.index(shrinkage),
             receptive_field,
+            features.is_cuda and features.dtype == torch.float32 and _tf32_is_allowed(),
         )
         # The kernels keep a patch as l² vectors of c channels; unfold's order is channel by channel.
         residual = residual.view(tasks, images, height, width, receptive_field**2, channels)
@@ -194,15 +202,17 @@ def peak_correlation(
     atom_index: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """max over atoms of |⟨query patch, atom⟩|, the scale of the relative schedule: (T, B·h·w).
+    """max over atoms of |⟨query patch, atom⟩|, the scale of the relative schedule: (T, B·h·w), same dtype.
 
     Arguments as in ``sparse_code``, with the task dimension. Only the arg-max atom enters the
     derivatives, which are exact wherever it is unique.
     """
+    _check_floating("features", features, "support_features", support_features)
     _check_maps(features, support_features, receptive_field, atom_index)
     queries, atoms = channels_last(features), channels_last(support_features)
     if _use_native(backend, features):
         _refuse_forward_mode(features, support_features)
+        _assert_positions(atom_index, support_features)
         index = None if atom_index is None else atom_index.contiguous()
         peak = torch.ops.fsad.peak_atom(queries, atoms, index, receptive_field)
     else:
@@ -233,6 +243,11 @@ def _use_native(backend: str, features: Tensor) -> bool:
     if backend == "reference":
         return False
     if features.device.type in fsad_ext.DEVICES:
+        if features.device.type == "cpu" and features.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"on the CPU the native kernels take float32 or float64, got {features.dtype}; "
+                "convert it first, or use backend='reference'"
+            )
         return True
     if backend == "native":
         raise InputError(
@@ -245,6 +260,27 @@ def _use_native(backend: str, features: Tensor) -> bool:
         stacklevel=3,
     )
     return False
+
+
+@torch.compiler.assume_constant_result  # torch.compile cannot trace it, and compiles again when it changes
+def _tf32_is_allowed() -> bool:
+    """Whether torch may round the operands of float32 matrix products on a GPU to TF32.
+
+    Of all ways to ask, the one that knows what the older and the newer setting come to together.
+    """
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def _assert_positions(atom_index: Tensor | None, support_features: Tensor) -> None:
+    """On a GPU, have torch raise at the next synchronisation if a position is out of range.
+
+    The operators check what is on the CPU, and cannot read a GPU's memory without waiting for it.
+    """
+    if atom_index is None or not atom_index.is_cuda:
+        return
+    positions = support_features.shape[1] * support_features.shape[3] * support_features.shape[4]
+    in_range = ((atom_index >= 0) & (atom_index < positions)).all()
+    torch._assert_async(in_range, "fsad: atom_index holds a position outside the support maps")
 
 
 def _refuse_forward_mode(*tensors: Tensor) -> None:
@@ -306,8 +342,10 @@ def _step_per_task(step: float | Tensor, features: Tensor) -> Tensor:
 def _check_floating(name: str, first: Tensor, other_name: str, other: Tensor) -> None:
     if not isinstance(first, Tensor) or not isinstance(other, Tensor):
         raise InputError(f"{name} and {other_name} must be tensors, got {type(first)} and {type(other)}")
-    if first.dtype not in (torch.float32, torch.float64):
-        raise InputError(f"{name} must be float32 or float64, got {first.dtype}; convert it first")
+    if first.dtype not in DTYPES:
+        raise InputError(
+            f"{name} must be float32, float64, bfloat16 or float16, got {first.dtype}; convert it first"
+        )
     if first.dtype != other.dtype or first.device != other.device:
         raise InputError(
             f"{name} and {other_name} must share dtype and device; got {first.dtype} on {first.device} "

@@ -31,7 +31,10 @@ def patch_rows(maps: Tensor, index: Tensor, receptive_field: int) -> Iterator[Te
 
 
 def inner_products(queries: Tensor, atoms: Tensor, atom_of_query: Tensor, receptive_field: int) -> Tensor:
-    """⟨query patch i, atom patch j(i)⟩ for every query position: (T, n)."""
+    """⟨query patch i, atom patch j(i)⟩ for every query position: (T, n), dtype of the maps.
+
+    16-bit maps are multiplied and summed in float32.
+    """
     tasks, n = atom_of_query.shape
     everywhere = torch.arange(n, device=queries.device).expand(tasks, n)
     pairs = zip(
@@ -39,10 +42,11 @@ def inner_products(queries: Tensor, atoms: Tensor, atom_of_query: Tensor, recept
         patch_rows(atoms, atom_of_query, receptive_field),
         strict=True,
     )
-    total = queries.new_zeros(tasks, n)
+    wide = torch.promote_types(queries.dtype, torch.float32)
+    total = queries.new_zeros(tasks, n, dtype=wide)
     for query, atom in pairs:
-        total = total + (query * atom).sum(-1)
-    return total
+        total = total + (query.to(wide) * atom.to(wide)).sum(-1)
+    return total.to(queries.dtype)
 
 
 def spectral_norm(

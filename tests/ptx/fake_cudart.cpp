@@ -16,8 +16,10 @@ using Launcher = int (*)(const char* kernel, const Dim* grid, const Dim* block, 
                          size_t shared_bytes);
 
 constexpr int kInvalidValue = 1, kInvalidFunction = 98;
-constexpr size_t kDefaultShared = 48 * 1024;  // more needs cudaFuncSetAttribute
-constexpr int kMaxDynamicShared = 8;          // cudaFuncAttributeMaxDynamicSharedMemorySize
+constexpr size_t kDefaultShared = 48 * 1024;       // more needs cudaFuncSetAttribute
+constexpr int kMaxDynamicShared = 8;               // cudaFuncAttributeMaxDynamicSharedMemorySize
+constexpr int kMajor = 75, kProcessorShared = 81;  // cudaDevAttr…
+constexpr int kReservedShared = 1024;              // of every block
 
 struct Kernel {
   std::string name;
@@ -30,6 +32,13 @@ struct Call {
   void* stream;
 };
 
+// A compute capability, and the shared memory of a multiprocessor; a block may have all but the reserve.
+struct Device {
+  int major = 8;
+  int shared_bytes = 164 * 1024;
+};
+
+Device device;
 Launcher launcher = nullptr;
 int last_error = 0;
 Call pending;
@@ -55,6 +64,7 @@ int run(const Kernel& kernel, const Call& call, void** arguments) {
 extern "C" {
 
 void ptx_set_launcher(Launcher function) { launcher = function; }
+void ptx_set_device(int major, int shared_bytes) { device = {major, shared_bytes}; }
 
 void** __cudaRegisterFatBinary(void*) {
   static void* handle;
@@ -100,7 +110,24 @@ int cudaLaunchKernel(const void* host, Dim grid, Dim block, void** arguments, si
 int cudaFuncSetAttribute(const void* host, int attribute, int value) {
   const auto found = kernels().find(host);
   if (found == kernels().end()) return fail(kInvalidFunction);
-  if (attribute == kMaxDynamicShared) found->second.max_shared = static_cast<size_t>(value);
+  if (attribute == kMaxDynamicShared) {
+    if (value > device.shared_bytes - kReservedShared) return fail(kInvalidValue);
+    found->second.max_shared = static_cast<size_t>(value);
+  }
+  return 0;
+}
+int cudaGetDevice(int* number) {
+  *number = 0;
+  return 0;
+}
+int cudaDeviceGetAttribute(int* value, int attribute, int) {
+  if (attribute == kMajor) {
+    *value = device.major;
+  } else if (attribute == kProcessorShared) {
+    *value = device.shared_bytes;
+  } else {
+    return fail(kInvalidValue);
+  }
   return 0;
 }
 int cudaPeekAtLastError() { return last_error; }

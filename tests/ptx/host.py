@@ -22,8 +22,7 @@ class HostLibrary:
     """Compiled CUDA sources whose kernel launches run on ``gpu``, with the host code's own geometry.
 
     ``launches`` keeps the kernel's name and counters of every launch, in order. ``seed`` is passed on
-    to each. ``max_blocks`` cuts grids down, for kernels that loop over what their grid does not cover: the
-    second round of such a loop is code that only enormous inputs reach otherwise.
+    to each. ``shared_kib`` is the shared memory of a multiprocessor, which host code may ask for.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class HostLibrary:
         arch: str = "sm_80",
         include: Sequence[Path] = (),
         seed: int = 0,
-        max_blocks: int | None = None,
+        shared_kib: int = 164,
     ) -> None:
         objects, texts = compile_objects(cuda_sources, arch=arch, include=include)
         self._programs = {}
@@ -56,11 +55,12 @@ class HostLibrary:
         self._error: BaseException | None = None
         self.launches: list[tuple[str, Counters]] = []
         self.seed = seed
-        self.max_blocks = max_blocks
+        self._device = (int(arch.removeprefix("sm_")) // 10, shared_kib * 1024)
 
     def call(self, function: str, *args: Any) -> None:
         """Call an ``extern "C"`` function that returns null or an error message."""
         self._library.ptx_set_launcher(self._launcher)  # another HostLibrary may share the file
+        self._library.ptx_set_device(*self._device)
         native = getattr(self._library, function)
         native.restype = ctypes.c_char_p
         message = native(*args)
@@ -81,7 +81,7 @@ class HostLibrary:
             ]
             counters = program.launch(
                 kernel,
-                (min(grid[0].x, self.max_blocks or grid[0].x), grid[0].y, grid[0].z),
+                (grid[0].x, grid[0].y, grid[0].z),
                 (block[0].x, block[0].y, block[0].z),
                 args,
                 shared=shared,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fsad import reference
@@ -22,14 +24,14 @@ _MAX_ITERATIONS = 32
 
 _SIZES = [
     *("tasks", "images", "height", "width", "channels", "receptive_field"),
-    *("atom_images", "atom_height", "atom_width", "atoms", "iterations", "shrinkage"),
+    *("atom_images", "atom_height", "atom_width", "atoms", "iterations", "shrinkage", "allow_tf32"),
 ]
 _POINTERS = [
     *("queries", "atom_map", "atom_index", "scale", "step", "residual", "history"),
     *("grad_residual", "grad_queries", "grad_scale", "grad_atoms"),
     *("tangent_queries", "tangent_scale", "tangent_atoms", "grad_grad", "peak"),
-    *("rows", "adjoints", "atom_rows", "row_of_position", "tangents", "seconds"),
 ]
+_ALLOCATE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)
 
 
 class _Case(ctypes.Structure):
@@ -39,6 +41,7 @@ class _Case(ctypes.Structure):
         [(name, ctypes.c_int64) for name in _SIZES]
         + [(name, ctypes.c_double * _MAX_ITERATIONS) for name in ("lambda_", "tau")]
         + [(name, ctypes.c_void_p) for name in _POINTERS]
+        + [("allocate", _ALLOCATE)]
     )
 
 
@@ -54,6 +57,7 @@ class Problem:
     iterations: int = 3
     shrinkage: str = "sigshrink"
     atoms: int | None = None  # thinned to that many; None: all positions, no index
+    allow_tf32: bool = False
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,8 +66,7 @@ class Problem:
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=draw, dtype=torch.float64)
 
-        positions = int(np.prod(self.atom_shape))
-        k = positions if self.atoms is None else self.atoms
+        positions, k = int(np.prod(self.atom_shape)), self.kept_atoms
         queries = int(np.prod(self.query_shape))
         d = self.channels * self.receptive_field**2
         t = self.tensors
@@ -78,8 +81,31 @@ class Problem:
         if self.atoms is not None:
             picks = [torch.randperm(positions, generator=draw)[:k] for _ in range(self.tasks)]
             t["atom_index"] = torch.stack(picks)
-        self.lambdas = [0.4 * 0.6**m for m in range(self.iterations)]
+        # Sharper than the fourth, SigShrink's second derivative would leave the range of float16.
+        self.lambdas = [0.4 * 0.6 ** min(m, 3) for m in range(self.iterations)]
+        if self.shrinkage == "soft":
+            self._put_thresholds_in_gaps()
         self.taus = [10 / lam for lam in self.lambdas]
+
+    def _put_thresholds_in_gaps(self) -> None:
+        """Soft shrinkage's derivative jumps at λ: let no rounding decide on which side of it a code lies."""
+        t = self.tensors
+        z = patches(t["queries"], self.receptive_field) * t["scale"][..., None]
+        atoms = dictionary(self, t)
+        code = torch.zeros(())
+        for m in range(self.iterations):
+            residual = z if m == 0 else z - code @ atoms
+            u = code + t["step"][:, None, None] * (residual @ atoms.mT)
+            size = u.abs().flatten().sort().values
+            middle = size[len(size) // 3 : max(len(size) // 3 + 2, 2 * len(size) // 3)]
+            if len(middle) > 1:
+                widest = int(middle.diff().argmax())
+                self.lambdas[m] = float(middle[widest : widest + 2].mean())
+            code = reference.soft_shrink(u, self.lambdas[m])
+
+    @property
+    def kept_atoms(self) -> int:
+        return int(np.prod(self.atom_shape)) if self.atoms is None else self.atoms
 
     @property
     def rows(self) -> tuple[int, int, int]:
@@ -97,12 +123,18 @@ def patches(maps: Tensor, receptive_field: int) -> Tensor:
     return rows.unflatten(-1, (maps.shape[-1], -1)).transpose(-1, -2).flatten(-2)
 
 
-def torch_forward(problem: Problem, t: dict[str, Tensor]) -> Tensor:
-    """r_N (T, n, d) by plain PyTorch in the dtype of ``t``."""
-    queries = patches(t["queries"], problem.receptive_field) * t["scale"][..., None]
+def dictionary(problem: Problem, t: dict[str, Tensor]) -> Tensor:
+    """The atoms (T, k, d)."""
     atoms = patches(t["atom_map"], problem.receptive_field)
     if "atom_index" in t:
         atoms = atoms.gather(1, t["atom_index"][..., None].expand(-1, -1, atoms.shape[-1]))
+    return atoms
+
+
+def torch_forward(problem: Problem, t: dict[str, Tensor]) -> Tensor:
+    """r_N (T, n, d) by plain PyTorch in the dtype of ``t``."""
+    queries = patches(t["queries"], problem.receptive_field) * t["scale"][..., None]
+    atoms = dictionary(problem, t)
     return reference.istc(queries, atoms, t["step"], problem.lambdas, problem.taus, problem.shrinkage)
 
 
@@ -124,92 +156,85 @@ def torch_double_backward(problem: Problem, t: dict[str, Tensor]) -> list[Tensor
     return list(torch.autograd.grad(total, inputs))
 
 
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """The tensor's memory as numpy sees it; bfloat16, which it does not know, as 16-bit integers."""
+    tensor = tensor.detach().contiguous()
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
 class Kernels:
-    """The compiled passes on one interpreted device."""
+    """The compiled passes on one interpreted device.
+
+    Of the last pass: ``library.launches`` and ``workspace_bytes``.
+    """
 
     def __init__(
-        self, arch: str = "sm_80", seed: int = 0, max_blocks: int | None = None, csrc: Path = CSRC
+        self, arch: str = "sm_80", *, shared_kib: int = 164, seed: int = 0, csrc: Path = CSRC
     ) -> None:
         self.gpu = Gpu()
         sources = sorted((csrc / "cuda").glob("*.cu"))
         self.library = HostLibrary(
-            self.gpu, sources, [HARNESS], arch=arch, include=[csrc], seed=seed, max_blocks=max_blocks
+            self.gpu, sources, [HARNESS], arch=arch, include=[csrc], seed=seed, shared_kib=shared_kib
         )
+        self.workspace_bytes = 0
 
-    def _run(self, function: str, problem: Problem, t: dict[str, Tensor], out: dict[str, Buffer]) -> None:
-        """Call one pass. ``out`` holds result buffers; inputs and workspaces are made here."""
-        dtype = t["queries"].numpy(force=True).dtype
-        tasks, n, d = problem.rows
-        positions = int(np.prod(problem.atom_shape))
-        k = problem.atoms or positions
-        steps = problem.iterations
-        buffers = {name: self.gpu.array(v.numpy(force=True), name) for name, v in t.items()}
-        for name, shape in {
-            "rows": (tasks, n, d),
-            "adjoints": (steps, tasks, n, d),
-            "atom_rows": (tasks, k, d),
-            "tangents": (steps, tasks, n, d),
-            "seconds": (steps, tasks, n, d),
-        }.items():
-            buffers[name] = self.gpu.empty(shape, dtype, name)
-        if "atom_index" in t:
-            buffers["row_of_position"] = self.gpu.empty((tasks, positions), np.int64, "row_of_position")
-        buffers |= out
-        case = _Case()
-        sizes = [tasks, *problem.query_shape, problem.channels, problem.receptive_field]
-        sizes += [*problem.atom_shape, k, steps, SHRINKAGES.index(problem.shrinkage)]
+    def _run(
+        self,
+        function: str,
+        problem: Problem,
+        t: dict[str, Tensor],
+        results: dict[str, tuple[int, ...]],
+        kind: torch.dtype | None = None,
+    ) -> list[Tensor]:
+        """Call one pass, whose results have these shapes and the dtype of the queries, or ``kind``."""
+        dtype = t["queries"].dtype
+        numpy_dtype = _array(torch.empty(0, dtype=kind or dtype)).dtype
+        buffers = {name: self.gpu.array(_array(v), name) for name, v in t.items()}
+        out = {name: self.gpu.empty(tuple(shape), numpy_dtype, name) for name, shape in results.items()}
+        workspaces: list[Buffer] = []
+
+        def allocate(size: int) -> int:
+            workspaces.append(self.gpu.empty(size, np.uint8, f"workspace {len(workspaces)}"))
+            return workspaces[-1].ptr
+
+        case = _Case(allocate=_ALLOCATE(allocate))
+        sizes = [problem.tasks, *problem.query_shape, problem.channels, problem.receptive_field]
+        sizes += [*problem.atom_shape, problem.kept_atoms, problem.iterations]
+        sizes += [SHRINKAGES.index(problem.shrinkage), problem.allow_tf32]
         for name, size in zip(_SIZES, sizes, strict=True):
             setattr(case, name, size)
-        case.lambda_[:steps] = problem.lambdas
-        case.tau[:steps] = problem.taus
-        for name, buffer in buffers.items():
+        case.lambda_[: problem.iterations] = problem.lambdas
+        case.tau[: problem.iterations] = problem.taus
+        for name, buffer in (buffers | out).items():
             setattr(case, name, buffer.ptr)
+        self.library.launches.clear()  # counters are large: those of one pass at a time
         try:
-            suffix = "float" if dtype == np.float32 else "double"
-            self.library.call(f"{function}_{suffix}", ctypes.byref(case))
+            self.library.call(f"{function}_{str(dtype).removeprefix('torch.')}", ctypes.byref(case))
+            return [torch.from_numpy(buffer.numpy()).view(kind or dtype) for buffer in out.values()]
         finally:
-            for name, buffer in buffers.items():
-                if name not in out:
-                    buffer.free()
-
-    def _collect(self, out: dict[str, Buffer], *names: str) -> list[Tensor]:
-        results = [torch.from_numpy(out[name].numpy()) for name in names]
-        for buffer in out.values():
-            buffer.free()
-        return results
-
-    def _new(self, shape: tuple[int, ...], like: Tensor, name: str) -> Buffer:
-        return self.gpu.empty(tuple(shape), like.numpy(force=True).dtype, name)
+            self.workspace_bytes = sum(buffer.nbytes for buffer in workspaces)
+            for buffer in (*buffers.values(), *out.values(), *workspaces):
+                buffer.free()
 
     def forward(self, problem: Problem, t: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """r_N (T, n, d) and the history r_1 … r_{N−1}."""
-        out = {
-            "residual": self._new(problem.rows, t["queries"], "residual"),
-            "history": self._new((problem.iterations - 1, *problem.rows), t["queries"], "history"),
-        }
-        self._run("forward", problem, t, out)
-        residual, history = self._collect(out, "residual", "history")
+        rows = problem.rows
+        shapes = {"residual": rows, "history": (problem.iterations - 1, *rows)}
+        residual, history = self._run("forward", problem, t, shapes)
         return residual, history
 
     def backward(self, problem: Problem, t: dict[str, Tensor]) -> list[Tensor]:
         """What ``torch_backward`` gives; ``t`` needs the history too."""
-        out = self._gradients(t)
-        self._run("backward", problem, t, out)
-        return self._collect(out, "grad_queries", "grad_scale", "grad_atoms")
+        return self._run("backward", problem, t, self._gradients(t))
 
     def double_backward(self, problem: Problem, t: dict[str, Tensor]) -> list[Tensor]:
         """What ``torch_double_backward`` gives; ``t`` needs the history too."""
-        out = self._gradients(t)
-        out["grad_grad"] = self._new(problem.rows, t["queries"], "grad_grad")
-        self._run("double_backward", problem, t, out)
-        return self._collect(out, "grad_grad", "grad_queries", "grad_scale", "grad_atoms")
+        return self._run("double_backward", problem, t, {"grad_grad": problem.rows} | self._gradients(t))
 
-    def _gradients(self, t: dict[str, Tensor]) -> dict[str, Buffer]:
+    def _gradients(self, t: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
         names = {"grad_queries": "queries", "grad_scale": "scale", "grad_atoms": "atom_map"}
-        return {name: self._new(t[of].shape, t["queries"], name) for name, of in names.items()}
+        return {name: tuple(t[of].shape) for name, of in names.items()}
 
     def peak_atom(self, problem: Problem, t: dict[str, Tensor]) -> Tensor:
         """Position of the most correlated atom of every query (T, n)."""
-        out = {"peak": self.gpu.empty(tuple(problem.rows[:2]), np.int64, "peak")}
-        self._run("peak_atom", problem, t, out)
-        return self._collect(out, "peak")[0]
+        return self._run("peak_atom", problem, t, {"peak": problem.rows[:2]}, torch.int64)[0]

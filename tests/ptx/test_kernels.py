@@ -3,12 +3,14 @@
 The bound on errors: twice what plain PyTorch makes in the same dtype. For float64 there is no better
 reference than PyTorch in float64, which loses more digits than the kernels do (autograd of a sigmoid
 subtracts nearly equal numbers): there the bound is 32 times PyTorch's float32 error, scaled by the ratio of
-the two epsilons.
+the two epsilons. Where torch allows TF32, it is twice the error of products of operands rounded to TF32.
 """
 
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -28,18 +30,42 @@ from .passes import (
     torch_double_backward,
     torch_forward,
 )
+from .tf32 import ProductsInTf32
 
-DTYPES = [torch.float32, torch.float64]
-# Odd everywhere: no size is a multiple of a warp, of a block or of another size.
-SMALL = {
-    1: {"query_shape": (1, 3, 3), "atom_shape": (2, 2, 3), "channels": 7},
-    3: {"query_shape": (1, 2, 3), "atom_shape": (1, 3, 4), "channels": 5, "atoms": 7},
+TENSOR_CORES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [*TENSOR_CORES, torch.float64]
+# Odd everywhere: no size is a multiple of a warp, of a block or of another size. Rows wider than a block can
+# sum beside its codes take the banded path. Float32 with few terms to a sum takes the plain one, like float64.
+CHANNELS = {
+    ("fused", 1): 37,
+    ("fused", 3): 5,
+    ("banded", 1): 197,
+    ("banded", 3): 23,
+    ("plain", 1): 7,
+    ("plain", 3): 5,
 }
+FEW = {
+    1: {"query_shape": (1, 3, 3), "atom_shape": (2, 2, 3)},
+    3: {"query_shape": (1, 2, 3), "atom_shape": (1, 3, 4), "atoms": 7},
+}
+MANY = {
+    1: {"query_shape": (1, 3, 11), "atom_shape": (1, 3, 11)},
+    3: {"query_shape": (1, 3, 11), "atom_shape": (1, 7, 7), "atoms": 41},
+}
+PATHS = [(path, dtype) for path in ("fused", "banded") for dtype in TENSOR_CORES]
+PATHS += [("plain", torch.float32), ("plain", torch.float64)]
+
+
+def sizes(path: str, receptive_field: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """A problem that takes the path. In 16 bits a rounding reaches far: only few codes leave a gap."""
+    few = path == "plain" or dtype.itemsize == 2
+    shapes = (FEW if few else MANY)[receptive_field]
+    return {"receptive_field": receptive_field, "channels": CHANNELS[path, receptive_field], **shapes}
 
 
 @functools.cache
-def kernels(arch: str = "sm_80", seed: int = 0, max_blocks: int | None = None) -> Kernels:
-    return Kernels(arch, seed, max_blocks)
+def kernels(arch: str = "sm_80", **options: int) -> Kernels:
+    return Kernels(arch, **options)
 
 
 def copies(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -56,20 +82,22 @@ def norm(tensor: Tensor) -> float:
 
 def check(results: list[Tensor], problem: Problem, dtype: torch.dtype, plain) -> None:
     """Compare with ``plain(problem, tensors)``, the pass in PyTorch."""
-    single = problem.rounded(torch.float32)
-    double = copies(problem.rounded(dtype), torch.float64)
-    exact = plain(problem, double)
-    eager = plain(problem, copies(single))
-    eager_exact = plain(problem, copies(single, torch.float64))
-    scale = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
-    factor = 2 if dtype == torch.float32 else 32
+    usual = torch.float32 if dtype == torch.float64 else dtype
+    tensors = problem.rounded(usual)
+    exact = plain(problem, copies(problem.rounded(dtype), torch.float64))
+    with ProductsInTf32() if problem.allow_tf32 else nullcontext():
+        eager = plain(problem, copies(tensors))
+    eager_exact = plain(problem, copies(tensors, torch.float64))
+    eps = torch.finfo(usual).eps
+    scale = torch.finfo(dtype).eps / eps
+    factor = 32 if dtype == torch.float64 else 2
     for got, want, rough, fine in zip(results, exact, eager, eager_exact, strict=True):
         assert got.dtype == dtype
-        error = norm(got - want)
+        error = norm(got.double() - want)
         # Where PyTorch happens to be exact, a rounding of the result is allowed.
-        allowed = factor * max(norm(rough - fine), norm(fine) * torch.finfo(torch.float32).eps)
-        assert error <= allowed * scale, (
-            f"error {error:.2e}, allowed {allowed * scale:.2e}, of a result of norm {norm(want):.2e}"
+        allowed = factor * scale * max(norm(rough.double() - fine), norm(fine) * eps)
+        assert error <= allowed, (
+            f"error {error:.2e}, allowed {allowed:.2e}, of a result of norm {norm(want):.2e}"
         )
 
 
@@ -86,53 +114,109 @@ def run_all(k: Kernels, problem: Problem, dtype: torch.dtype) -> None:
     check(k.double_backward(problem, with_history), problem, dtype, torch_double_backward)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("tasks", [1, 2])
 @pytest.mark.parametrize("iterations", [1, 2, 3, 4])
 @pytest.mark.parametrize("receptive_field", [1, 3])
 @pytest.mark.parametrize("shrinkage", SHRINKAGES)
-def test_passes(shrinkage, receptive_field, iterations, tasks, dtype):
-    sizes = SMALL[receptive_field]
-    problem = Problem(
-        tasks=tasks,
-        shrinkage=shrinkage,
-        iterations=iterations,
-        receptive_field=receptive_field,
-        **sizes,
-    )
-    run_all(kernels(), problem, dtype)
+@pytest.mark.parametrize(("path", "dtype"), PATHS, ids=lambda x: str(x).removeprefix("torch."))
+def test_passes(path, dtype, shrinkage, receptive_field, iterations, tasks):
+    settings = {"tasks": tasks, "shrinkage": shrinkage, "iterations": iterations}
+    run_all(kernels(), Problem(**settings, **sizes(path, receptive_field, dtype)), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "sizes",
+    "shapes",
     [
         {"channels": 1, "query_shape": (1, 1, 1), "atom_shape": (1, 1, 1)},
-        {"channels": 1200, "query_shape": (1, 1, 2), "atom_shape": (1, 1, 3)},  # several chunks
-        {"channels": 33, "query_shape": (1, 2, 1), "atom_shape": (3, 5, 7)},
+        {"channels": 1100, "query_shape": (1, 1, 2), "atom_shape": (1, 1, 3)},
+        {"channels": 33, "query_shape": (1, 5, 13), "atom_shape": (3, 5, 7)},
         {"channels": 4, "query_shape": (2, 2, 2), "atom_shape": (1, 5, 2), "receptive_field": 5},
+        {"channels": 18, "query_shape": (1, 5, 13), "atom_shape": (1, 1, 65), "receptive_field": 3},
+        {"channels": 35, "query_shape": (1, 3, 11), "atom_shape": (1, 5, 7), "iterations": 7},
     ],
-    ids=["one", "wide", "many atoms", "field 5"],
+    ids=["one", "wide", "beyond tiles", "field 5", "fused no more", "many steps"],
 )
-def test_shapes(sizes, dtype):
-    run_all(kernels(), Problem(iterations=2, **sizes), dtype)
+def test_shapes(shapes, dtype):
+    run_all(kernels(), Problem(**{"iterations": 2} | shapes), dtype)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"tasks": 1, "query_shape": (1, 7, 11)},  # rows of one task
+        {"tasks": 3, "query_shape": (1, 4, 5)},  # two tasks, then one
+    ],
+    ids=["rows", "tasks"],
+)
+def test_several_bands(shapes):
+    """More codes than the workspace of a band holds; gradients of atoms add up over bands."""
+    problem = Problem(channels=3, atom_shape=(1, 64, 128), iterations=5, **shapes)
+    run_all(kernels(), problem, torch.bfloat16)
+    rows = problem.tasks * problem.rows[1]
+    every_code = 4 * 4 * problem.iterations * rows * problem.kept_atoms
+    assert kernels().workspace_bytes < every_code
+
+
+@pytest.mark.parametrize("receptive_field", [1, 3])
+@pytest.mark.parametrize("path", ["fused", "banded"])
+def test_tf32(path, receptive_field):
+    allowed = Problem(allow_tf32=True, **sizes(path, receptive_field))
+    run_all(kernels(), allowed, torch.float32)
+    exact, tensors = Problem(**sizes(path, receptive_field)), allowed.rounded(torch.float32)
+    k = kernels()
+    assert not torch.equal(k.forward(allowed, tensors)[0], k.forward(exact, tensors)[0])
+
+
+@pytest.mark.parametrize("shared_kib", [100, 228])
+def test_other_amounts_of_shared_memory(shared_kib):
+    """Owned tiles stay in shared memory or pass through the ring: the same numbers either way."""
+    problem = Problem(channels=150, query_shape=(1, 5, 14), atom_shape=(1, 9, 8))
+    tensors = problem.rounded(torch.float32)
+    expected, other = kernels(), kernels(shared_kib=shared_kib)
+    residual, history = expected.forward(problem, tensors)
+    assert torch.equal(other.forward(problem, tensors)[0], residual)
+    tensors["history"] = history
+    for run in (Kernels.backward, Kernels.double_backward):
+        pairs = zip(run(other, problem, tensors), run(expected, problem, tensors), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_sm_75():
+    """No tensor cores for these types: float32 takes the plain path, 16 bits are refused."""
+    turing = kernels("sm_75", shared_kib=64)
+    for path, receptive_field in CHANNELS:
+        problem = Problem(**sizes(path, receptive_field))
+        run_all(turing, problem, torch.float32)
+    with pytest.raises(RuntimeError, match=r"compute capability 8\.0 or newer: use float32"):
+        turing.forward(problem, problem.rounded(torch.bfloat16))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("receptive_field", [1, 3])
 def test_peak_atom(receptive_field, dtype):
-    problem = Problem(tasks=2, receptive_field=receptive_field, **SMALL[receptive_field])
+    problem = Problem(tasks=2, **sizes("fused", receptive_field))
     tensors = problem.rounded(dtype)
     # The largest inner product, up to rounding: equal magnitudes may fall to either.
     got = kernels().peak_atom(problem, tensors)
-    problem.iterations, problem.shrinkage, problem.lambdas = 1, "none", [0.0]
     products = inner_products(problem, copies(tensors, torch.float64)).abs()
     chosen = products.gather(-1, got[..., None])[..., 0]
     assert (chosen >= products.amax(-1) * (1 - 1e-5)).all()
 
 
+def test_peak_of_several_is_the_first():
+    """Atoms at odds by sign only, tiles and splits apart; the number is the first."""
+    problem = Problem(channels=3, query_shape=(1, 1, 2), atom_shape=(1, 10, 20), iterations=1)
+    tensors = problem.rounded(torch.float32)
+    tensors["atom_map"][:] = 0
+    for position in (23, 70, 71, 199):
+        tensors["atom_map"].view(-1, 3)[position] = (-1.0) ** position
+    tensors["queries"][:] = 1
+    assert kernels().peak_atom(problem, tensors).tolist() == [[23, 23]]
+
+
 def inner_products(problem: Problem, tensors: dict[str, Tensor]) -> Tensor:
-    """⟨query patch, patch⟩ for every position of the atom map, −∞ … 0 where it is no atom."""
+    """⟨query patch, patch⟩ for every position of the atom map, 0 where it is no atom."""
     queries, atoms = (patches(tensors[name], problem.receptive_field) for name in ("queries", "atom_map"))
     products = queries @ atoms.mT
     if "atom_index" in tensors:
@@ -142,38 +226,28 @@ def inner_products(problem: Problem, tensors: dict[str, Tensor]) -> Tensor:
     return products
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_results_do_not_depend_on_the_order_of_warps(seed):
-    problem = Problem(tasks=2, receptive_field=3, **SMALL[3])
-    tensors = problem.rounded(torch.float32)
+@pytest.mark.parametrize("path", ["fused", "banded"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_results_do_not_depend_on_the_order_of_warps(dtype, path):
+    larger = {"query_shape": (2, 5, 7), "atom_shape": (1, 9, 9), "atoms": 70}
+    problem = Problem(tasks=2, **sizes(path, 3) | larger)
+    tensors = problem.rounded(dtype)
     expected, history = kernels().forward(problem, tensors)
-    assert torch.equal(kernels(seed=seed).forward(problem, tensors)[0], expected)
     tensors["history"] = history
-    expected = kernels().backward(problem, tensors)
-    got = kernels(seed=seed).backward(problem, tensors)
-    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    gradients = kernels().double_backward(problem, tensors)
+    for seed in (1, 2):
+        k = kernels(seed=seed)
+        assert torch.equal(k.forward(problem, tensors)[0], expected)
+        got = k.double_backward(problem, tensors)
+        assert all(torch.equal(a, b) for a, b in zip(got, gradients, strict=True))
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_more_work_than_blocks(seed):
-    """Blocks that loop over several rows of results: shared memory is used again and again."""
-    few = kernels(seed=seed, max_blocks=2)
-    problem = Problem(tasks=2, receptive_field=3, **SMALL[3])
-    run_all(few, problem, torch.float32)
-    tensors = problem.rounded(torch.float32)
-    assert torch.equal(few.peak_atom(problem, tensors), kernels().peak_atom(problem, tensors))
-
-
-def test_sm_75():
-    run_all(kernels("sm_75"), Problem(receptive_field=3, **SMALL[3]), torch.float32)
-
-
-def test_no_codes_in_global_memory():
-    """Nothing of size n·k is ever written: every buffer is one of the caller's or of known size."""
-    problem = Problem(query_shape=(1, 4, 8), atom_shape=(1, 8, 8), channels=3, iterations=2)
-    k = kernels()
-    k.library.launches.clear()
-    k.forward(problem, problem.rounded(torch.float32))
-    written = sum(c.total("used_bytes", "global_store") for _, c in k.library.launches)
-    n, d = 32, 3
-    assert written == 4 * n * d * (1 + problem.iterations)  # z, r_1, r_2
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_no_queries(dtype):
+    problem = Problem(query_shape=(0, 2, 2), receptive_field=3)
+    tensors = problem.rounded(dtype)
+    residual, history = kernels().forward(problem, tensors)
+    assert residual.shape == problem.rows
+    tensors["history"] = history
+    with pytest.raises(RuntimeError, match="84 of 84 elements of 'grad_atoms' were never written"):
+        kernels().backward(problem, tensors)  # the caller's zeros stay as they are

@@ -1,0 +1,153 @@
+// What the passes share: their workspaces, and how they call the streaming kernels.
+#pragma once
+
+#include "rows.h"
+#include "rules.h"
+#include "tiling.h"
+
+namespace fsad::cuda {
+
+// Where the sums of a query-side kernel go: base − sums or, without a base, sums; to a set of rows, and to
+// rows without padding. Null for none.
+template <class Element>
+struct Target {
+  const Element* base;
+  Element *rows, *compact;
+};
+
+template <class Element>
+class Pass {
+ public:
+  using Real = typename Computing<Element>::type;
+
+  // For an IstcProblem or PeakAtom, with room for `sets` sets of rows.
+  template <class Problem>
+  Pass(const Problem& p, int sets, const Element* tangent_atoms, Workspace& workspace, Stream stream)
+      : workspace_(workspace), stream_(stream), tasks_(p.tasks) {
+    int device = 0, major = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&processor_bytes_, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+    tensor_cores_ = major >= 8;
+    path_ = choose_path<Element>(0, 1, p.width, tensor_cores_);  // for the peak search
+
+    constexpr int kPerUnit = kUnitBytes / sizeof(Element);
+    const int field = p.query_map.receptive_field;
+    const int channels = static_cast<int>(p.query_map.channels);
+    layout = {field * field, channels, (channels + kPerUnit - 1) / kPerUnit * kPerUnit};
+    stream_pass_.queries = p.queries;
+    stream_pass_.atoms = p.atoms;
+    stream_pass_.width = layout.width();
+    stream_pass_.set_size = p.tasks * p.queries * layout.width();
+    stream_pass_.rows = rows_ = workspace.take<Element>(sets * stream_pass_.set_size);
+    stream_pass_.maps.data[0] = padded(p, p.atom_map.data);
+    stream_pass_.maps.data[1] = tangent_atoms ? padded(p, tangent_atoms) : nullptr;
+    stream_pass_.maps.index = p.atom_index;
+    stream_pass_.maps.task_size = p.atom_map.positions() * layout.padded;
+    stream_pass_.maps.height = static_cast<int>(p.atom_map.height);
+    stream_pass_.maps.width = static_cast<int>(p.atom_map.width);
+    stream_pass_.maps.channels = layout.padded;
+    stream_pass_.maps.receptive_field = field;
+    stream_pass_.exact = true;
+    stream_pass_.band = {0, p.tasks, 0, p.queries};
+  }
+
+  // Settles the path too. Sums run over the width and the atoms, and over the queries for the atoms'
+  // gradient.
+  void set_iteration(const IstcProblem<Element>& p, bool sums_queries) {
+    const int64_t queries = sums_queries ? p.queries : p.atoms;
+    path_ = choose_path<Element>(layout.width(), p.iterations, std::min({p.width, p.atoms, queries}),
+                                 tensor_cores_);
+    stream_pass_.step = p.step;
+    stream_pass_.exact = !p.allow_tf32;
+    auto& iteration = stream_pass_.iteration;
+    iteration.steps = p.iterations;
+    iteration.shrinkage = p.shrinkage;
+    iteration.atom_tangents = stream_pass_.maps.data[1] != nullptr;
+    std::copy_n(p.lambda, p.iterations, iteration.lambda);
+    std::copy_n(p.tau, p.iterations, iteration.tau);
+  }
+
+  // What is wrong with this device for this type; or null.
+  const char* unsupported() const {
+    if (kHasPlainPath<Element> || tensor_cores_) return nullptr;
+    return "bfloat16 and float16 need a GPU of compute capability 8.0 or newer: use float32";
+  }
+
+  Path path() const { return path_; }
+
+  Element* set(int i) const { return rows_ + i * stream_pass_.set_size; }
+  int64_t count() const { return tasks_ * stream_pass_.queries; }
+  bool has_tangents() const { return stream_pass_.iteration.atom_tangents; }
+  const StreamPass<Element>& parameters() const { return stream_pass_; }
+  Stream stream_handle() const { return stream_; }
+  Workspace& workspace() const { return workspace_; }
+
+  // Calls body() for every band of queries whose codes in `places` places the workspace holds.
+  template <class Body>
+  void for_each_band(int places, Body body) {
+    auto& pass = stream_pass_;
+    pass.codes_stride = (pass.atoms + 7) / 8 * 8;  // rows begin at sectors of 32 bytes
+    const Band first = choose_band(tasks_, pass.queries, places * pass.codes_stride * sizeof(Real));
+    pass.codes = workspace_.take<Real>(places * first.tasks * first.rows * pass.codes_stride);
+    for (int64_t task = 0; task < tasks_; task += first.tasks) {
+      for (int64_t row = 0; row < pass.queries; row += first.rows) {
+        pass.band = {task, std::min(first.tasks, tasks_ - task), row,
+                     std::min(first.rows, pass.queries - row)};
+        body();
+      }
+    }
+    pass.band = {0, tasks_, 0, pass.queries};
+  }
+
+  // The query-side sums of a rule's kernel.
+  template <Work work, class Rule>
+  void sum(const Rule& rule, const Target<Element>& target) {
+    launch<work>(rule);
+    finish_rows<Element>({stream_pass_.band, stream_pass_.queries, layout, stream_pass_.partial,
+                          stream_pass_.splits, target.base, target.rows, target.compact},
+                         stream_);
+  }
+
+  // The atom-side sums of a rule's kernel, added up over bands: rows (T, k, padded width).
+  template <Work work, class Rule>
+  void sum_atoms(const Rule& rule, Real* rows) {
+    launch<work>(rule);
+    const Band& band = stream_pass_.band;
+    const int64_t size = stream_pass_.atoms * stream_pass_.width;
+    add_splits(stream_pass_.partial, stream_pass_.splits, band.tasks * size, band.first_row > 0,
+               rows + band.first_task * size, stream_);
+  }
+
+  // The kernel alone. Defined in stream.cuh, for the files that compile kernels.
+  template <Work work, class Rule>
+  void launch(const Rule& rule);
+
+  RowLayout layout;
+
+ private:
+  // A map whose vectors are multiples of 16 bytes at such addresses: the map itself, or a copy.
+  template <class Problem>
+  const Element* padded(const Problem& p, const Element* map) {
+    if (layout.padded == layout.channels && reinterpret_cast<uintptr_t>(map) % kUnitBytes == 0) return map;
+    const int64_t vectors = p.tasks * p.atom_map.positions();
+    Element* const copy = workspace_.take<Element>(vectors * layout.padded);
+    pad_vectors(map, vectors, layout, copy, stream_);
+    return copy;
+  }
+
+  template <class Tiles, class Rule>
+  void launch_tiles(const Rule& rule);
+
+  Workspace& workspace_;
+  Stream stream_;
+  int64_t tasks_;
+  int processor_bytes_ = 0;
+  bool tensor_cores_ = false;
+  Path path_ = Path::plain;
+  StreamPass<Element> stream_pass_{};
+  Element* rows_;
+  int64_t partial_size_ = 0;
+};
+
+}  // namespace fsad::cuda

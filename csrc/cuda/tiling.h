@@ -1,0 +1,120 @@
+// The choice of paths and tiles, and why. The counts behind it are in docs/roofline.md.
+#pragma once
+
+#include "skeleton.cuh"
+
+namespace fsad::cuda {
+
+// ---- paths ---------------------------------------------------------------------------------------------
+
+// fused   One kernel a step recomputes the codes from the residuals, tile by tile: no code leaves the chip.
+// banded  Codes of a band of queries go to a workspace, one kernel for inner products, one for sums.
+// plain   The same without tensor cores: float64, GPUs before sm_80, and short sums of float32.
+enum class Path { fused, banded, plain };
+
+// Recomputing costs N(N + 1)/2 + N products where keeping costs 2N and two passes of memory over the codes a
+// step. For float32, d = 152, keeping wins by a sixth at N = 3 and doubles the speed at N = 8; for 16 bits or
+// d = 64, recomputing wins up to N = 8 and beyond. Up to 4 it is never far behind, and needs no memory.
+constexpr int kFusedSteps = 4;
+
+// A tensor core cuts off the low bits of what it adds. Over many terms that is less than the rounding of
+// float32 adds up to; over few it is more, and there the tensor cores would have little to do.
+constexpr int kShortSum = 32;
+
+// The sums of a block stay in registers, 80 of a thread for 160 columns of float32, 96 for 192 of 16 bits.
+template <class Element>
+constexpr int kFusedChunks = sizeof(Element) == 4 ? 5 : 3;
+template <class Element>
+constexpr int kFusedWidth = kFusedChunks<Element> * (kRowBytes / int(sizeof(Element)));
+
+// Nothing else is in the registers of the kernels that only sum: 160 columns of float32, 192 of 16 bits, 64
+// of float64.
+template <class Element>
+constexpr int kBandChunks = sizeof(Element) == 4   ? 5
+                            : sizeof(Element) == 2 ? 3
+                                                   : 4;
+
+template <class Element>
+constexpr bool kHasTensorPaths = sizeof(Element) < 8;
+template <class Element>
+constexpr bool kHasPlainPath = sizeof(Element) > 2;
+
+template <class Element>
+Path choose_path(int width, int steps, int64_t shortest_sum, bool tensor_cores) {
+  const bool short_sum = sizeof(Element) == 4 && shortest_sum < kShortSum;
+  if (!kHasTensorPaths<Element> || !tensor_cores || short_sum) return Path::plain;
+  return width <= kFusedWidth<Element> && steps <= kFusedSteps ? Path::fused : Path::banded;
+}
+
+// ---- tiles ---------------------------------------------------------------------------------------------
+
+enum class Work {
+  peak,
+  fused_codes,
+  fused_kept,
+  fused_dual,
+  fused_atoms,
+  fused_dual_atoms,
+  codes,
+  sums,
+  atom_sums
+};
+
+// A block of 4 warps owns 64 rows. It streams 64 of the other side where registers allow, else 32. Three
+// stages hide the latency of copies where a block is alone on its multiprocessor; two leave room for the
+// codes that the double backward keeps.
+template <class Element, Work work, bool plain>
+struct Tiles {
+  static constexpr bool kPeak = work == Work::peak;
+  static constexpr bool kFused = work >= Work::fused_codes && work <= Work::fused_dual_atoms;
+  static constexpr bool kAtomSide =
+      work == Work::fused_atoms || work == Work::fused_dual_atoms || work == Work::atom_sums;
+  static constexpr bool kSums = kFused || work == Work::sums || work == Work::atom_sums;
+  static constexpr bool kWide = sizeof(Element) == 2 ? !kFused || work == Work::fused_codes : !kSums;
+  static constexpr int kColumns = kWide && !plain ? 64 : 32;
+  static constexpr int kStages = work == Work::fused_dual || work == Work::fused_dual_atoms ? 2 : 3;
+  static constexpr int kChunks = !kSums ? 0 : kFused ? kFusedChunks<Element> : kBandChunks<Element>;
+  using type = Shape<Element, plain, kAtomSide, kChunks, kColumns, kStages>;
+};
+
+// Every resident owned tile is copied once instead of once a streamed tile. As many stay as leave room for
+// another block of the same size on the multiprocessor.
+template <class Shape>
+SharedLayout place_shared(int slots, int row_chunks, int kept, int processor_bytes) {
+  constexpr int kReserved = 1024;  // of every block, by the driver
+  for (int resident = slots;; --resident) {
+    SharedLayout layout{};
+    layout.resident = resident;
+    layout.stage_bytes = Shape::kStreamedBytes + (resident < slots ? kOwnedBytes : 0);
+    layout.ring_at = resident * row_chunks * kOwnedBytes;
+    layout.located_at = layout.ring_at + Shape::kStages * layout.stage_bytes;
+    layout.kept_at = layout.located_at + Shape::kLocatedBytes;
+    layout.bytes = layout.kept_at + kept * Shape::kCodesBytes;
+    if (resident == 0 || 2 * (layout.bytes + kReserved) <= processor_bytes) return layout;
+  }
+}
+
+// ---- splits and bands ----------------------------------------------------------------------------------
+
+// Blocks that keep a large GPU busy: two for each of 132 multiprocessors. The same number everywhere, so that
+// a result does not depend on the GPU.
+constexpr int64_t kWantedBlocks = 264;
+// Workspaces beside the arrays of the size of inputs and results, 64 MiB together.
+constexpr int64_t kMaxPartialBytes = 16 << 20;  // of the results of all splits, if there are several; twice
+constexpr int64_t kMaxCodesBytes = 32 << 20;    // of the codes of a band, if it has more than 16 rows
+
+inline int choose_splits(int64_t blocks, int64_t streamed_tiles, int64_t result_bytes) {
+  if (blocks == 0 || streamed_tiles == 0) return 1;
+  const int64_t wanted = (kWantedBlocks + blocks - 1) / blocks;
+  const int64_t affordable = std::max<int64_t>(1, kMaxPartialBytes / std::max<int64_t>(1, result_bytes));
+  return static_cast<int>(std::min({wanted, streamed_tiles, affordable}));
+}
+
+// The largest band: several whole tasks, or rows of one.
+inline Band choose_band(int64_t tasks, int64_t queries, int64_t row_bytes) {
+  const int64_t rows = kMaxCodesBytes / row_bytes;
+  if (rows >= queries) return {0, std::min(tasks, rows / std::max<int64_t>(1, queries)), 0, queries};
+  return {0, 1, 0, rows >= kRows ? rows / kRows * kRows : std::max<int64_t>(16, rows)};
+}
+
+}  // namespace fsad::cuda

@@ -1,0 +1,167 @@
+"""Every native kernel against the plain PyTorch reference in float64: errors, and times.
+
+One check a device, dtype, kernel and code path, over shrinkages, receptive fields and numbers of steps. The
+error is ‖result − truth‖ / ‖truth‖, the largest of all cases, where truth is computed from the inputs as the
+dtype stores them. Allowed is four times the error that plain PyTorch makes in the same dtype, and a few
+roundings; for float64, whose truth is no better than the result, the error in float32 scaled to its
+precision.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsad import functional
+
+# Channels, then images, height and width of the queries and of the support; two tasks.
+SMALL = (7, (2, 6, 5), (3, 6, 5))
+LARGE = (16, (1, 32, 32), (4, 32, 32))  # many tiles of a GPU's kernels, and something to time
+
+DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": functional.DTYPES}
+SIZES = {"cpu": (SMALL,), "cuda": (SMALL, LARGE)}
+
+
+def check_kernels(devices: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """What was found: an entry for each device, dtype, kernel and path; and what was left out, and why."""
+    found: dict[tuple[str, ...], list[tuple[float, float, float]]] = {}
+    left_out = []
+    for device in devices:
+        dtypes = [dtype for dtype in DTYPES[device] if _is_supported(device, dtype)]
+        if len(dtypes) < len(DTYPES[device]):
+            major, minor = torch.cuda.get_device_capability()
+            left_out.append(
+                "bfloat16 and float16 on cuda: they need compute capability 8.0 or newer, and "
+                f"{torch.cuda.get_device_name()} has {major}.{minor}"
+            )
+        for problem, dtype in product(_problems(device), dtypes):
+            for kernel, numbers in _compare(problem, device, dtype).items():
+                name = str(dtype).removeprefix("torch.")
+                found.setdefault((device, name, kernel, problem.path(device, dtype)), []).append(numbers)
+    checks = [
+        {
+            "device": device,
+            "dtype": dtype,
+            "kernel": kernel,
+            "path": path,
+            "cases": len(numbers),
+            "error": max(error for error, _, _ in numbers),
+            "allowed": max(allowed for _, allowed, _ in numbers),
+            "milliseconds": max(duration for _, _, duration in numbers),  # of the largest case
+            "ok": all(error <= allowed for error, allowed, _ in numbers),  # a NaN is not
+        }
+        for (device, dtype, kernel, path), numbers in sorted(found.items())
+    ]
+    return checks, left_out
+
+
+@dataclass(frozen=True)
+class _Problem:
+    size: tuple[int, tuple[int, ...], tuple[int, ...]]
+    field: int
+    steps: int
+    shrinkage: str
+
+    def path(self, device: str, dtype: torch.dtype) -> str:
+        """Which code computes it: what ``choose_path`` in csrc/cuda/tiling.h says."""
+        if device == "cpu":
+            return "streamed"
+        channels, queries, support = self.size
+        channels_at_once = 16 // dtype.itemsize
+        width = -(-channels // channels_at_once) * channels_at_once * self.field**2
+        shortest_sum = min(channels * self.field**2, math.prod(queries), math.prod(support))
+        old = torch.cuda.get_device_capability() < (8, 0)
+        if old or dtype.itemsize == 8 or (dtype.itemsize == 4 and shortest_sum < 32):
+            return "plain"
+        return "fused" if width <= {2: 192, 4: 160}[dtype.itemsize] and self.steps <= 4 else "banded"
+
+    def run(
+        self, device: str, dtype: torch.dtype, backend: str, stored: torch.dtype
+    ) -> dict[str, tuple[list[Tensor], float]]:
+        """Results and milliseconds of every kernel, from random values rounded to ``stored``."""
+        channels, (images, *queries), (support_images, *support) = self.size
+        generator = torch.Generator().manual_seed(self.field)
+
+        def random(*shape: int, size: float = 1.0) -> Tensor:
+            values = size * torch.randn(shape, generator=generator, dtype=torch.float64)
+            return values.to(stored).to(device, dtype)
+
+        width, atoms = channels * self.field**2, support_images * support[0] * support[1]
+        # ‖D‖₂ ≈ 1, thresholds about as large as ηDᵀz, small steps: well-conditioned even in 16 bits.
+        size, step = 1 / (atoms**0.5 + width**0.5), 0.25
+        z = random(2, images, channels, *queries).requires_grad_()
+        d = random(2, support_images, channels, *support, size=size).requires_grad_()
+        g, v = random(2, images, width, *queries), random(2, images, channels, *queries)
+        spread = step * size * width**0.5
+        lambdas = [spread * factor for factor in (1.5, 1.2, 1.0, 0.8, 0.7)[: self.steps]]
+        tau = 3 / spread if self.shrinkage == "sigshrink" else None
+        settings: dict[str, Any] = {"receptive_field": self.field, "backend": backend}
+        iteration: dict[str, Any] = {"step": step, "tau": tau, "shrinkage": self.shrinkage}
+
+        forward = _timed(device, lambda: [functional.sparse_code(z, d, lambdas, **iteration, **settings)])
+        (residual,) = forward[0]
+        backward = _timed(device, lambda: torch.autograd.grad(residual, (z, d), g, create_graph=True))
+        first = backward[0]
+        double = _timed(device, lambda: torch.autograd.grad(first, (z, d), (v, d.detach())))
+        with torch.no_grad():
+            peak = _timed(device, lambda: [functional.peak_correlation(z, d, **settings)])
+        return {"forward": forward, "backward": backward, "double backward": double, "peak": peak}
+
+
+def _problems(device: str) -> list[_Problem]:
+    every = [_Problem(*c) for c in product(SIZES[device], (1, 3, 5), (3, 5), functional.SHRINKAGES)]
+    # Soft shrinkage's derivative jumps at the threshold, which one of millions of codes crosses by rounding.
+    return [problem for problem in every if problem.size != LARGE or problem.shrinkage != "soft"]
+
+
+def _is_supported(device: str, dtype: torch.dtype) -> bool:
+    return device == "cpu" or dtype.itemsize > 2 or torch.cuda.get_device_capability() >= (8, 0)
+
+
+def _compare(problem: _Problem, device: str, dtype: torch.dtype) -> dict[str, tuple[float, float, float]]:
+    """Error, allowed error and milliseconds of each native kernel."""
+    native = problem.run(device, dtype, "native", dtype)
+    if device == "cuda":  # the first run of a kernel loads it
+        native = problem.run(device, dtype, "native", dtype)
+    errors = _errors(native, problem.run(device, torch.float64, "reference", dtype))
+    usual = torch.float32 if dtype == torch.float64 else dtype
+    plain = problem.run(device, usual, "reference", usual)
+    yardsticks = _errors(plain, problem.run(device, torch.float64, "reference", usual))
+    eps, usual_eps = torch.finfo(dtype).eps, torch.finfo(usual).eps
+    roundings = (16 if dtype.itemsize > 2 else 2) * eps
+    return {
+        kernel: (error, 4 * yardsticks[kernel] * eps / usual_eps + roundings, native[kernel][1])
+        for kernel, error in errors.items()
+    }
+
+
+@torch.no_grad()
+def _errors(
+    results: dict[str, tuple[list[Tensor], float]], truths: dict[str, tuple[list[Tensor], float]]
+) -> dict[str, float]:
+    """The largest relative error of the tensors of each kernel; NaN if there is one."""
+    errors = {}
+    for kernel, (tensors, _) in results.items():
+        pairs = zip(tensors, truths[kernel][0], strict=True)
+        errors[kernel] = float(torch.stack([(x.double() - e).norm() / e.norm() for x, e in pairs]).max())
+    return errors
+
+
+def _timed(device: str, compute: Callable[[], Sequence[Tensor]]) -> tuple[list[Tensor], float]:
+    """Results and milliseconds, by the device's own clock where it has one."""
+    if device == "cpu":
+        start = time.perf_counter()
+        return list(compute()), 1e3 * (time.perf_counter() - start)
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before.record()
+    results = list(compute())
+    after.record()
+    after.synchronize()
+    return results, before.elapsed_time(after)

@@ -1,0 +1,1 @@
+"""Damage to the kernels, one change at a time, and whether the tests notice: see ``ptx/mutants.py``."""
