@@ -51,7 +51,7 @@ struct IstcProblem {
   const Real* step;           // (T), η
   int iterations;             // N
   Shrinkage shrinkage;
-  bool allow_tf32;            // CUDA, float32: products of operands rounded to TF32
+  bool allow_tf32;  // CUDA, float32: products of operands rounded to TF32
   typename Computing<Real>::type lambda[kMaxIterations], tau[kMaxIterations];
 };
 

@@ -20,26 +20,10 @@ struct Lanes;
 template <>
 struct Lanes<float> {
   using Scalar = float;
-  // For |x| ≤ 80.
-  static FSAD_HOST_DEVICE float exp(float x) {
-#ifdef __CUDA_ARCH__
-    // 2ⁿ eʳ as in cpu/simd.h: half the error of the special-function unit's, for five instructions more.
-    const float shifted = fmaf(x, 1.44269504f, 12582912.0f);  // n in the low bits: 1.5 · 2²³ is added
-    const float n = shifted - 12582912.0f;
-    const float r = fmaf(n, 2.12194440e-4f, fmaf(n, -0.693359375f, x));
-    float series = 1.0f / 5040;
-    for (const float inverse : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
-      series = fmaf(series, r, inverse);
-    }
-    return __int_as_float(__float_as_int(series) + (__float_as_int(shifted) << 23));
-#else
-    return expf(x);
-#endif
-  }
+  static FSAD_HOST_DEVICE float exp(float x) { return expf(x); }
   static FSAD_HOST_DEVICE float reciprocal(float x) {
 #ifdef __CUDA_ARCH__
-    const float y = __fdividef(1.0f, x);  // without the slow path of a division, hence a Newton step
-    return fmaf(y, fmaf(-x, y, 1.0f), y);
+    return __fdividef(1.0f, x);  // to 2 units in the last place, without the slow path of a division
 #else
     return 1 / x;
 #endif
@@ -64,7 +48,7 @@ struct Shrunk {
 template <Shrinkage shrinkage, class V>
 FSAD_HOST_DEVICE Shrunk<V> shrink(V u, typename Lanes<V>::Scalar lambda, typename Lanes<V>::Scalar tau) {
   using Real = typename Lanes<V>::Scalar;
-  const V zero = u - u, one = zero + Real(1);
+  const V zero = V{}, one = zero + Real(1);
   if constexpr (shrinkage == Shrinkage::none) {
     return {u, one, zero};
   } else {

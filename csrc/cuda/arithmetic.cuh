@@ -20,7 +20,7 @@
 namespace fsad::cuda {
 
 constexpr int kUnitBytes = 16, kRowBytes = 128, kUnits = kRowBytes / kUnitBytes;
-constexpr int kSteps = 4;  // of 32 bytes, in a chunk
+constexpr int kStepBytes = 32, kSteps = kRowBytes / kStepBytes;
 
 __device__ __forceinline__ unsigned char* unit_of(unsigned char* chunk, int row, int unit) {
   return chunk + row * kRowBytes + (unit ^ row % kUnits) * kUnitBytes;
@@ -62,51 +62,55 @@ struct Fragments {
   }
 };
 
-// float32 as sums of two TF32 numbers, a b ≈ a₁b₁ + a₁b₀ + a₀b₁, or as one where torch allows it. The tensor
-// core cuts off what it adds; each product starts from zero and is added in float32, rounded.
+// float32 rounded to TF32, where torch allows it; or, if exact, as sums of two TF32 numbers,
+// a b ≈ a₁b₁ + a₁b₀ + a₀b₁. The tensor core cuts off what it adds; each product starts from zero and is added
+// in float32, rounded.
+template <bool exact>
 struct Tf32 : Fragments {
   static constexpr int kWeights = 8;  // columns of W that one multiplication takes
-  struct Rows {
-    uint32_t large[4], small[4];
-  };
-  struct Columns {
-    uint32_t large[2], small[2];
-  };
-  using Across = Columns;
-
   template <int n>
-  static __device__ __forceinline__ void split(const uint32_t* from, uint32_t (&large)[n],
-                                               uint32_t (&small)[n]) {
-#pragma unroll
-    for (int i = 0; i < n; ++i) {
-      const float x = __uint_as_float(from[i]);
-      large[i] = to_tf32(x);
-      small[i] = __float_as_uint(x - __uint_as_float(large[i]));  // exact; the core ignores its last bits
+  struct Parts {
+    uint32_t large[n], small[exact ? n : 1];
+
+    __device__ __forceinline__ void set(int i, uint32_t bits) {
+      if constexpr (exact) {
+        // Two instructions where the conversion has four. It loses the sign of a NaN, which the difference
+        // keeps.
+        large[i] = (bits + 0x1000u) & 0xffffe000u;
+        small[i] = __float_as_uint(__uint_as_float(bits) - __uint_as_float(large[i]));  // exact
+      } else {
+        large[i] = to_tf32(__uint_as_float(bits));
+      }
     }
-  }
+  };
+  using Rows = Parts<4>;
+  using Columns = Parts<2>;
+  using Across = Columns;
 
   static __device__ __forceinline__ Rows rows(unsigned char* chunk, int row, int step) {
     uint32_t raw[4];
     load_rows(chunk, row, step, raw);
     Rows a;
-    split(raw, a.large, a.small);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a.set(i, raw[i]);
     return a;
   }
 
   static __device__ __forceinline__ void columns(Columns (&b)[2], unsigned char* chunk, int row, int step) {
     uint32_t raw[4];
     load_columns(chunk, row, step, raw);
-    split(raw, b[0].large, b[0].small);
-    split(raw + 2, b[1].large, b[1].small);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) b[i / 2].set(i % 2, raw[i]);
   }
 
   // A lane has columns 2t and 2t + 1 of W where the core expects t and t + 4: `across` permutes its rows
   // alike.
   static __device__ __forceinline__ Rows weights(const float* w) {
-    const uint32_t raw[4] = {__float_as_uint(w[0]), __float_as_uint(w[2]), __float_as_uint(w[1]),
-                             __float_as_uint(w[3])};
     Rows a;
-    split(raw, a.large, a.small);
+    a.set(0, __float_as_uint(w[0]));
+    a.set(1, __float_as_uint(w[2]));
+    a.set(2, __float_as_uint(w[1]));
+    a.set(3, __float_as_uint(w[3]));
     return a;
   }
 
@@ -115,19 +119,16 @@ struct Tf32 : Fragments {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int unit = 2 * (block + i) + g / 4;
-      uint32_t raw[2];
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
-        raw[k] = reinterpret_cast<const uint32_t*>(unit_of(chunk, row + 2 * t + k, unit))[g % 4];
+        b[i].set(k, reinterpret_cast<const uint32_t*>(unit_of(chunk, row + 2 * t + k, unit))[g % 4]);
       }
-      split(raw, b[i].large, b[i].small);
     }
   }
 
-  static __device__ __forceinline__ void multiply(float (&c)[4], const Rows& a, const Columns& b,
-                                                  bool exact) {
+  static __device__ __forceinline__ void multiply(float (&c)[4], const Rows& a, const Columns& b) {
     float part[4] = {0, 0, 0, 0};
-    if (exact) {
+    if constexpr (exact) {
       multiply_tf32(part, a.small, b.large);
       multiply_tf32(part, a.large, b.small);
     }
@@ -182,7 +183,7 @@ struct SixteenBit : Fragments {
     b[1] = {{raw[2], raw[3]}};
   }
 
-  static __device__ __forceinline__ void multiply(float (&c)[4], const Rows& a, const Columns& b, bool) {
+  static __device__ __forceinline__ void multiply(float (&c)[4], const Rows& a, const Columns& b) {
     if constexpr (std::is_same_v<Element, Bfloat16>) {
       multiply_bf16(c, a.packed, b.packed);
     } else {
@@ -253,8 +254,7 @@ struct Plain {
   }
 
   template <int depth>
-  static __device__ __forceinline__ void multiply(Real (&c)[4], const Two<depth>& a, const Two<depth>& b,
-                                                  bool) {
+  static __device__ __forceinline__ void multiply(Real (&c)[4], const Two<depth>& a, const Two<depth>& b) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
@@ -265,20 +265,27 @@ struct Plain {
 
 // ---- which of them -------------------------------------------------------------------------------------
 
-template <class Element, bool plain>
+// tensor: at the precision of the type, or TF32. split: float32 by three products of TF32 numbers.
+enum class Products { plain, split, tensor };
+
+template <class Element, Products products>
 struct ArithmeticOf {
   using type = Plain<Element>;
 };
 template <>
-struct ArithmeticOf<float, false> {
-  using type = Tf32;
+struct ArithmeticOf<float, Products::split> {
+  using type = Tf32<true>;
 };
 template <>
-struct ArithmeticOf<Bfloat16, false> {
+struct ArithmeticOf<float, Products::tensor> {
+  using type = Tf32<false>;
+};
+template <>
+struct ArithmeticOf<Bfloat16, Products::tensor> {
   using type = SixteenBit<Bfloat16>;
 };
 template <>
-struct ArithmeticOf<Float16, false> {
+struct ArithmeticOf<Float16, Products::tensor> {
   using type = SixteenBit<Float16>;
 };
 

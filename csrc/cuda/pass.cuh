@@ -31,10 +31,10 @@ class Pass {
     tensor_cores_ = major >= 8;
     path_ = choose_path<Element>(0, 1, p.width, tensor_cores_);  // for the peak search
 
-    constexpr int kPerUnit = kUnitBytes / sizeof(Element);
+    constexpr int kPerStep = kStepBytes / sizeof(Element);
     const int field = p.query_map.receptive_field;
     const int channels = static_cast<int>(p.query_map.channels);
-    layout = {field * field, channels, (channels + kPerUnit - 1) / kPerUnit * kPerUnit};
+    layout = {field * field, channels, (channels + kPerStep - 1) / kPerStep * kPerStep};
     stream_pass_.queries = p.queries;
     stream_pass_.atoms = p.atoms;
     stream_pass_.width = layout.width();
@@ -48,7 +48,6 @@ class Pass {
     stream_pass_.maps.width = static_cast<int>(p.atom_map.width);
     stream_pass_.maps.channels = layout.padded;
     stream_pass_.maps.receptive_field = field;
-    stream_pass_.exact = true;
     stream_pass_.band = {0, p.tasks, 0, p.queries};
   }
 
@@ -59,7 +58,7 @@ class Pass {
     path_ = choose_path<Element>(layout.width(), p.iterations, std::min({p.width, p.atoms, queries}),
                                  tensor_cores_);
     stream_pass_.step = p.step;
-    stream_pass_.exact = !p.allow_tf32;
+    allow_tf32_ = p.allow_tf32;
     auto& iteration = stream_pass_.iteration;
     iteration.steps = p.iterations;
     iteration.shrinkage = p.shrinkage;
@@ -126,7 +125,7 @@ class Pass {
   RowLayout layout;
 
  private:
-  // A map whose vectors are multiples of 16 bytes at such addresses: the map itself, or a copy.
+  // A map whose vectors are multiples of 32 bytes at addresses of whole units: the map itself, or a copy.
   template <class Problem>
   const Element* padded(const Problem& p, const Element* map) {
     if (layout.padded == layout.channels && reinterpret_cast<uintptr_t>(map) % kUnitBytes == 0) return map;
@@ -144,6 +143,7 @@ class Pass {
   int64_t tasks_;
   int processor_bytes_ = 0;
   bool tensor_cores_ = false;
+  bool allow_tf32_ = false;
   Path path_ = Path::plain;
   StreamPass<Element> stream_pass_{};
   Element* rows_;

@@ -15,11 +15,11 @@ constexpr int kRows = 16 * kWarps;
 constexpr int kOwnedBytes = kRows * kRowBytes;  // of a chunk
 
 // Sides, widths and depths of a kernel's tiles; tiling.h has the instances.
-template <class Element_, bool plain, bool atom_side, int chunks, int columns, int stages>
+template <class Element_, Products products, bool atom_side, int chunks, int columns, int stages>
 struct Shape {
   using Element = Element_;
-  using Arithmetic = typename ArithmeticOf<Element, plain>::type;
-  static constexpr bool kPlain = plain;
+  using Arithmetic = typename ArithmeticOf<Element, products>::type;
+  static constexpr bool kPlain = products == Products::plain;
   static constexpr bool kAtomSide = atom_side;
   static constexpr int kChunks = chunks;    // of columns of the weighted sums that a block forms
   static constexpr int kColumns = columns;  // rows of the streamed side in a tile

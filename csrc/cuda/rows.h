@@ -1,7 +1,7 @@
 // Patches to rows and back: what the passes do once, before, between and after their streaming kernels.
 //
 // A row is a patch: l² vectors of channels, in the order of istc.h. Where kernels stream rows, every vector
-// is padded with zeros to a multiple of 16 bytes.
+// is padded with zeros to a multiple of 32 bytes.
 #pragma once
 
 #include "kernels.h"

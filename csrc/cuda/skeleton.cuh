@@ -58,7 +58,7 @@ class Skeleton {
     for (int chunk = 0; chunk < ring_.row_chunks(); ++chunk) {
       unsigned char* const streamed = ring_.next_stage();
       unsigned char* const owned = ring_.owned_tile(slot, chunk, streamed);
-      const int steps = (pass.width - chunk * Shape::kPerRow + kStepNumbers - 1) / kStepNumbers;
+      const int steps = (pass.width - chunk * Shape::kPerRow) / kStepNumbers;
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         if (step >= steps) break;
@@ -170,8 +170,7 @@ class Skeleton {
 
  private:
   static constexpr int kBlocks = Shape::kPerRow / 8;  // of eight columns in a chunk
-  static constexpr int kPerUnit = kUnitBytes / sizeof(Element);
-  static constexpr int kStepNumbers = 2 * kPerUnit;
+  static constexpr int kStepNumbers = kStepBytes / sizeof(Element);
   static constexpr int kPerVector = 16 / sizeof(Real);
   static constexpr int kVectors = kPerLane / kPerVector;
   struct alignas(16) Vector {
@@ -209,7 +208,7 @@ class Skeleton {
 
   template <class A, class B>
   __device__ __forceinline__ void multiply(Real* c, const A& a, const B& b) const {
-    Arithmetic::multiply(*reinterpret_cast<Real(*)[4]>(c), a, b, pass.exact);
+    Arithmetic::multiply(*reinterpret_cast<Real(*)[4]>(c), a, b);
   }
 
   __device__ __forceinline__ void add_streamed(int place) {

@@ -48,11 +48,15 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <class Element>
 template <Work work, class Rule>
 void Pass<Element>::launch(const Rule& rule) {
-  if (path_ != Path::plain) {
-    if constexpr (kHasTensorPaths<Element>) launch_tiles<Tiles<Element, work, false>>(rule);
-  } else if constexpr (kHasPlainPath<Element> && !Tiles<Element, work, true>::kFused) {
-    launch_tiles<Tiles<Element, work, true>>(rule);
+  if (path_ == Path::plain) {
+    using Chosen = Tiles<Element, work, Products::plain>;
+    if constexpr (kHasPlainPath<Element> && !Chosen::kFused) launch_tiles<Chosen>(rule);
+    return;
   }
+  if constexpr (std::is_same_v<Element, float>) {
+    if (!allow_tf32_) return launch_tiles<Tiles<Element, work, Products::split>>(rule);
+  }
+  if constexpr (kHasTensorPaths<Element>) launch_tiles<Tiles<Element, work, Products::tensor>>(rule);
 }
 
 template <class Element>

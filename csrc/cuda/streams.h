@@ -36,7 +36,7 @@ struct Iteration {
   Real lambda[kMaxIterations], tau[kMaxIterations];
 };
 
-// Rows of an atom map: its patches at `index`, or all. Channels are a multiple of 16 bytes.
+// Rows of an atom map: its patches at `index`, or all. Channels are a multiple of 32 bytes.
 template <class Element>
 struct AtomMaps {
   const Element* data[2];  // by Atoms
@@ -70,7 +70,6 @@ struct StreamPass {
   Band band;
   int parts;   // of the width of sums, each for blocks of its own
   int splits;  // of the streamed side, likewise
-  bool exact;  // float32 by three products of TF32 numbers, not one
   SharedLayout shared;
 
   Real* partial;     // results of every split (splits, tasks, rows of the owning side, width)

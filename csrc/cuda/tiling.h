@@ -19,7 +19,7 @@ constexpr int kFusedSteps = 4;
 
 // A tensor core cuts off the low bits of what it adds. Over many terms that is less than the rounding of
 // float32 adds up to; over few it is more, and there the tensor cores would have little to do.
-constexpr int kShortSum = 32;
+constexpr int kShortSum = 48;
 
 // The sums of a block stay in registers, 80 of a thread for 160 columns of float32, 96 for 192 of 16 bits.
 template <class Element>
@@ -63,7 +63,7 @@ enum class Work {
 // A block of 4 warps owns 64 rows. It streams 64 of the other side where registers allow, else 32. Three
 // stages hide the latency of copies where a block is alone on its multiprocessor; two leave room for the
 // codes that the double backward keeps.
-template <class Element, Work work, bool plain>
+template <class Element, Work work, Products products>
 struct Tiles {
   static constexpr bool kPeak = work == Work::peak;
   static constexpr bool kFused = work >= Work::fused_codes && work <= Work::fused_dual_atoms;
@@ -71,10 +71,10 @@ struct Tiles {
       work == Work::fused_atoms || work == Work::fused_dual_atoms || work == Work::atom_sums;
   static constexpr bool kSums = kFused || work == Work::sums || work == Work::atom_sums;
   static constexpr bool kWide = sizeof(Element) == 2 ? !kFused || work == Work::fused_codes : !kSums;
-  static constexpr int kColumns = kWide && !plain ? 64 : 32;
+  static constexpr int kColumns = kWide && products != Products::plain ? 64 : 32;
   static constexpr int kStages = work == Work::fused_dual || work == Work::fused_dual_atoms ? 2 : 3;
   static constexpr int kChunks = !kSums ? 0 : kFused ? kFusedChunks<Element> : kBandChunks<Element>;
-  using type = Shape<Element, plain, kAtomSide, kChunks, kColumns, kStages>;
+  using type = Shape<Element, products, kAtomSide, kChunks, kColumns, kStages>;
 };
 
 // Every resident owned tile is copied once instead of once a streamed tile. As many stay as leave room for
@@ -96,16 +96,16 @@ SharedLayout place_shared(int slots, int row_chunks, int kept, int processor_byt
 
 // ---- splits and bands ----------------------------------------------------------------------------------
 
-// Blocks that keep a large GPU busy: two for each of 132 multiprocessors. The same number everywhere, so that
-// a result does not depend on the GPU.
-constexpr int64_t kWantedBlocks = 264;
+// Blocks that keep a large GPU busy: not quite three for each of 132 multiprocessors, so that the last round
+// is short. The same number everywhere: a result does not depend on the GPU.
+constexpr int64_t kWantedBlocks = 396;
 // Workspaces beside the arrays of the size of inputs and results, 64 MiB together.
 constexpr int64_t kMaxPartialBytes = 16 << 20;  // of the results of all splits, if there are several; twice
 constexpr int64_t kMaxCodesBytes = 32 << 20;    // of the codes of a band, if it has more than 16 rows
 
 inline int choose_splits(int64_t blocks, int64_t streamed_tiles, int64_t result_bytes) {
   if (blocks == 0 || streamed_tiles == 0) return 1;
-  const int64_t wanted = (kWantedBlocks + blocks - 1) / blocks;
+  const int64_t wanted = std::max<int64_t>(1, kWantedBlocks / blocks);
   const int64_t affordable = std::max<int64_t>(1, kMaxPartialBytes / std::max<int64_t>(1, result_bytes));
   return static_cast<int>(std::min({wanted, streamed_tiles, affordable}));
 }

@@ -21,8 +21,8 @@ STEPS = ROW_BYTES // STEP_BYTES
 SPLIT_ALU, SPLIT_FP32 = 4, 1
 # Adding a 16×8 block of partial products: four additions; and four registers cleared, two at a time.
 ADD_FP32, CLEAR_ALU = 4, 2
-# SigShrink of an entry: with its first derivative, with its second. Two special functions each.
-SHRINK_FP32, SHRINK_ALU, SHRINK_SPECIAL = (17, 22, 29), (9, 9, 12), 2
+# SigShrink of an entry: with its first derivative, with its second. One special function each.
+SHRINK_FP32, SHRINK_ALU, SHRINK_SPECIAL = (23, 27, 34), (10, 10, 13), 1
 CODE_ALU = 3  # addresses and bounds, for an entry loaded from or stored to the workspace
 # Addresses: of a step of a product, and of an 8×8 block of streamed numbers that is read across.
 STEP_ALU = {4: 2, 2: 10}

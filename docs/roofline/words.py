@@ -26,8 +26,9 @@ tell more than times. The rate from L2 and the {launch:.0f} µs from one kernel 
 * **Integer, float32, issue**: instructions, counted on the source as compiled for sm_80. Splitting a float32
   into two TF32 numbers takes 4 integer instructions and 1 of float32 (the conversion is not one instruction);
   adding a block of partial products, 4 additions and 2 that clear registers; SigShrink {shrink}
-  with its derivatives, plus addresses. TF32 splits all the same. "Issue" is the sum of all, one a clock and scheduler.
-* **Special functions**: two an evaluation of SigShrink, an exponential and a reciprocal.
+  with its derivatives, plus addresses. TF32 splits all the same. "Issue" is the sum of all, one a clock and
+  scheduler.
+* **Special functions**: one an evaluation of SigShrink, a reciprocal; the exponential is a polynomial.
 * **Shared memory**: fragments read by every warp, codes kept and read back, and copies on arrival. A warp
   multiplies 16 rows, so it reads the whole streamed tile for them.
 * **L2**: owned tiles, once a block where they stay in shared memory, else once a streamed tile; streamed

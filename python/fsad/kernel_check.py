@@ -74,11 +74,11 @@ class _Problem:
         if device == "cpu":
             return "streamed"
         channels, queries, support = self.size
-        channels_at_once = 16 // dtype.itemsize
+        channels_at_once = 32 // dtype.itemsize  # a sector of memory
         width = -(-channels // channels_at_once) * channels_at_once * self.field**2
         shortest_sum = min(channels * self.field**2, math.prod(queries), math.prod(support))
         old = torch.cuda.get_device_capability() < (8, 0)
-        if old or dtype.itemsize == 8 or (dtype.itemsize == 4 and shortest_sum < 32):
+        if old or dtype.itemsize == 8 or (dtype.itemsize == 4 and shortest_sum < 48):
             return "plain"
         return "fused" if width <= {2: 192, 4: 160}[dtype.itemsize] and self.steps <= 4 else "banded"
 

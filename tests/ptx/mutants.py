@@ -59,7 +59,7 @@ class Workplace:
     def prepare(self) -> None:
         self.undamaged.prepare()
         with tempfile.TemporaryDirectory() as scratch:
-            self.record.prepare(Machine(self.undamaged, self.csrc, None, False, Path(scratch)))
+            self.record.prepare(Machine(self.undamaged, self.csrc, None, Path(scratch)))
 
     def examine(self, mutant: Mutant) -> str | None:
         """How the damage was noticed, or None."""
@@ -69,7 +69,7 @@ class Workplace:
             shutil.copytree(self.csrc, csrc)
             path = csrc / "cuda" / mutant.path.name
             path.write_text(mutant.apply(path.read_text()))
-            machine = Machine(self.undamaged, csrc, mutant.path.name, mutant.host, Path(scratch))
+            machine = Machine(self.undamaged, csrc, mutant, Path(scratch))
             try:
                 return notice(self.record, machine)
             except CompileError as error:
@@ -106,7 +106,9 @@ class Running:
             return "[endless]"
         except EOFError:
             self.process.join()
-            return f"[crash] exit code {self.process.exitcode}"
+            if self.process.exitcode > 0:  # an exception, printed by the process
+                raise RuntimeError(f"failed to examine {self.mutant.key}") from None
+            return f"[crash] signal {-self.process.exitcode}"
         finally:
             self.process.join()
 
@@ -171,7 +173,9 @@ def main() -> int:
     arguments = parser.parse_args()
 
     work = Workplace()
-    chosen = [m for m in work.mutants if re.search(arguments.only, m.key) and arguments.kind in m.kind]
+    chosen = [
+        m for m in work.mutants if re.search(arguments.only, m.key) and re.search(arguments.kind, m.kind)
+    ]
     if arguments.list:
         print("\n".join(f"{m.kind}: {m.key}" for m in chosen))
         return 0

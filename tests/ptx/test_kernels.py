@@ -35,22 +35,22 @@ from .tf32 import ProductsInTf32
 TENSOR_CORES = [torch.float32, torch.bfloat16, torch.float16]
 DTYPES = [*TENSOR_CORES, torch.float64]
 # Odd everywhere: no size is a multiple of a warp, of a block or of another size. Rows wider than a block can
-# sum beside its codes take the banded path. Float32 with few terms to a sum takes the plain one, like float64.
+# sum beside its codes take the banded path. Float32 with few terms to a sum takes the plain one.
 CHANNELS = {
-    ("fused", 1): 37,
-    ("fused", 3): 5,
+    ("fused", 1): 53,
+    ("fused", 3): 7,
     ("banded", 1): 197,
     ("banded", 3): 23,
     ("plain", 1): 7,
-    ("plain", 3): 5,
+    ("plain", 3): 3,
 }
 FEW = {
     1: {"query_shape": (1, 3, 3), "atom_shape": (2, 2, 3)},
     3: {"query_shape": (1, 2, 3), "atom_shape": (1, 3, 4), "atoms": 7},
 }
 MANY = {
-    1: {"query_shape": (1, 3, 11), "atom_shape": (1, 3, 11)},
-    3: {"query_shape": (1, 3, 11), "atom_shape": (1, 7, 7), "atoms": 41},
+    1: {"query_shape": (1, 3, 17), "atom_shape": (1, 3, 17)},
+    3: {"query_shape": (1, 3, 17), "atom_shape": (1, 7, 8), "atoms": 53},
 }
 PATHS = [(path, dtype) for path in ("fused", "banded") for dtype in TENSOR_CORES]
 PATHS += [("plain", torch.float32), ("plain", torch.float64)]
@@ -58,8 +58,7 @@ PATHS += [("plain", torch.float32), ("plain", torch.float64)]
 
 def sizes(path: str, receptive_field: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """A problem that takes the path. In 16 bits a rounding reaches far: only few codes leave a gap."""
-    few = path == "plain" or dtype.itemsize == 2
-    shapes = (FEW if few else MANY)[receptive_field]
+    shapes = (FEW if dtype.itemsize == 2 else MANY)[receptive_field]
     return {"receptive_field": receptive_field, "channels": CHANNELS[path, receptive_field], **shapes}
 
 
@@ -114,8 +113,7 @@ def run_all(k: Kernels, problem: Problem, dtype: torch.dtype) -> None:
     check(k.double_backward(problem, with_history), problem, dtype, torch_double_backward)
 
 
-@pytest.mark.parametrize("tasks", [1, 2])
-@pytest.mark.parametrize("iterations", [1, 2, 3, 4])
+@pytest.mark.parametrize(("iterations", "tasks"), [(1, 1), (1, 2), (2, 2), (3, 1), (3, 2), (4, 1)])
 @pytest.mark.parametrize("receptive_field", [1, 3])
 @pytest.mark.parametrize("shrinkage", SHRINKAGES)
 @pytest.mark.parametrize(("path", "dtype"), PATHS, ids=lambda x: str(x).removeprefix("torch."))
@@ -133,7 +131,14 @@ def test_passes(path, dtype, shrinkage, receptive_field, iterations, tasks):
         {"channels": 33, "query_shape": (1, 5, 13), "atom_shape": (3, 5, 7)},
         {"channels": 4, "query_shape": (2, 2, 2), "atom_shape": (1, 5, 2), "receptive_field": 5},
         {"channels": 18, "query_shape": (1, 5, 13), "atom_shape": (1, 1, 65), "receptive_field": 3},
-        {"channels": 35, "query_shape": (1, 3, 11), "atom_shape": (1, 5, 7), "iterations": 7},
+        # Soft, since SigShrink is steeper than 1 at its knee: many steps amplify any rounding.
+        {
+            "channels": 53,
+            "query_shape": (1, 3, 17),
+            "atom_shape": (1, 5, 11),
+            "iterations": 7,
+            "shrinkage": "soft",
+        },
     ],
     ids=["one", "wide", "beyond tiles", "field 5", "fused no more", "many steps"],
 )

@@ -35,6 +35,7 @@ __global__ void __launch_bounds__(128) kernel(const Tile tile, int count, Real* 
   Real sum = 0;
   for (int row = 0; row < 4; ++row) sum += 2 * tile.at(row);
   if (i < count && tile.values) to[i] = sum;
+  if (count) to[0] = count ? sum : 0;
 }
 """
 CHANGES = {
@@ -52,6 +53,7 @@ CHANGES = {
         "`i < count` always true",
         "`tile.values` always true",
         "`[i + 1]`",
+        *["`count` always true", "`count` always false"] * 2,
     ],
 }
 
@@ -83,7 +85,7 @@ def test_every_kind_is_found_in_the_kernels():
 
 
 SAMPLE = {
-    r"Ring::next_stage .*__syncthreads.* removed": r"race",
+    r"Ring::next_stage .*__syncthreads.* removed": r"race|uninitialised",
     r"Ring::next_stage .*copies_arrive.* removed": r"cp\.async",
     r"Ring::copy_rows .*pass\.band\.rows` always true": r"uninitialised|out of bounds",
 }
@@ -95,15 +97,17 @@ def test_a_sample_is_noticed(tmp_path):
     undamaged = Undamaged(CSRC, tmp_path / "undamaged")
     # Of all kernels only those of this problem.
     wanted = re.compile(r"(Pass<float>.*ForwardStep|RowLayout.*float|float.*RowLayout)")
-    undamaged.pieces = [piece for piece in undamaged.pieces if wanted.search(piece.instantiations)]
+    kept = [number for number, piece in enumerate(undamaged.pieces) if wanted.search(piece.instantiations)]
+    undamaged.pieces = [undamaged.pieces[number] for number in kept]
+    undamaged.includes = [undamaged.includes[number] for number in kept]
     undamaged.prepare()
-    run(Machine(undamaged, CSRC, None, False, tmp_path), CASES[0], "forward", None)
+    run(Machine(undamaged, CSRC, None, tmp_path), CASES[0], "forward", None)
     for number, (pattern, rule) in enumerate(SAMPLE.items()):
         (mutant,) = [m for m in mutants(CSRC / "cuda") if re.search(pattern, m.key)]
         csrc = tmp_path / str(number)
         shutil.copytree(CSRC, csrc)
         path = csrc / "cuda" / mutant.path.name
         path.write_text(mutant.apply(path.read_text()))
-        machine = Machine(undamaged, csrc, mutant.path.name, mutant.host, csrc)
+        machine = Machine(undamaged, csrc, mutant, csrc)
         with pytest.raises(PtxFault, match=rule):
             run(machine, CASES[0], "forward", None)

@@ -24,10 +24,7 @@ _USE = re.compile(r"^FSAD_INSTANTIATE\((\w+)\)\n", re.M)
 _DIRECT = re.compile(r"^template (?!<)[^;]*;\n", re.M)
 _INCLUDE = re.compile(r'^#include "([^"]+)"', re.M)
 # Limits with which small problems have several bands, and several tiles a split.
-_SMALL = {
-    "kWantedBlocks = 264;": "kWantedBlocks = 2;",
-    "kMaxCodesBytes = 32 << 20;": "kMaxCodesBytes = 400 << 10;",
-}
+_SMALL = {"kWantedBlocks": "2", "kMaxCodesBytes": "600 << 10"}
 # The largest launch of the battery takes a hundredth of it.
 MAX_INSTRUCTIONS = 30_000_000
 
@@ -129,9 +126,10 @@ def host_object(csrc: Path, target: Path, small: bool) -> None:
             (copy / "cuda" / path.name).write_text(_without_kernels(Source(path)))
         if small:
             limits = copy / "cuda" / "tiling.h"
-            for old, new in _SMALL.items():
-                assert limits.read_text().count(old) == 1, old
-                limits.write_text(limits.read_text().replace(old, new))
+            for name, value in _SMALL.items():
+                text, count = re.subn(rf"\b{name} = [^;]*;", f"{name} = {value};", limits.read_text())
+                assert count == 1, name
+                limits.write_text(text)
         files = []
         for path in sorted((copy / "cuda").glob("*.cu")):
             rest, found = explicit(path.read_text())

@@ -13,6 +13,7 @@ from unittest.mock import patch
 from .. import build, host, passes
 from ..gpu import Counters, Program
 from .compiler import MAX_INSTRUCTIONS, host_object, included, pieces_of, ptx_of
+from .operators import Mutant
 
 
 class Undamaged:
@@ -21,7 +22,7 @@ class Undamaged:
     def __init__(self, csrc: Path, folder: Path) -> None:
         self.csrc, self.folder = csrc, folder
         self.pieces = pieces_of(csrc / "cuda")
-        self.includes = {piece.file: included(csrc / "cuda", piece.file) for piece in self.pieces}
+        self.includes = [included(csrc / "cuda", piece.file) for piece in self.pieces]
 
     def prepare(self) -> None:
         """Compile all that mutants share. Nothing that is there is made again."""
@@ -68,22 +69,26 @@ class _Program(Program):
 class Machine:
     """One source, damaged or not, on the interpreter.
 
-    ``changed`` names the file that is damaged (None: none), ``host`` says whether the host code is too.
+    ``damage`` is none in the source as it is.
     """
 
-    def __init__(
-        self, undamaged: Undamaged, csrc: Path, changed: str | None, host: bool, scratch: Path
-    ) -> None:
-        self.undamaged, self.csrc, self.changed = undamaged, csrc, changed
+    def __init__(self, undamaged: Undamaged, csrc: Path, damage: Mutant | None, scratch: Path) -> None:
+        self.undamaged, self.csrc, self.damage, self._scratch = undamaged, csrc, damage, scratch
         self._texts: dict[int, str] = {}
-        self.host_changed, self._scratch = host, scratch
         self._kernels: dict[tuple[int, bool], passes.Kernels] = {}
         self._programs: dict[tuple[int, bool], Programs] = {}
+        # A rule's code is in the kernels that are instantiated for it, and in their plans.
+        rule = damage.scope.partition("::")[0] if damage else ""
+        mentions = [bool(re.search(rf"\b{rule}\b", piece.instantiations)) for piece in undamaged.pieces]
+        self.in_one_rule = bool(rule) and any(mentions)
+        self._reached = [
+            mentions[number] if self.in_one_rule else damage is not None and damage.path.name in files
+            for number, files in enumerate(undamaged.includes)
+        ]
 
     def reaches(self, number: int) -> bool:
         """Whether the damage may be in this piece."""
-        piece = self.undamaged.pieces[number]
-        return self.changed is not None and self.changed in self.undamaged.includes[piece.file]
+        return self._reached[number]
 
     def text(self, number: int) -> str:
         """The PTX of a piece."""
@@ -103,7 +108,7 @@ class Machine:
         key = (shared_kib, small)
         if key not in self._kernels:
             library = self.undamaged.host(small)
-            if self.host_changed:
+            if self.damage and self.damage.host:
                 library = self._scratch / library.name
                 if not library.exists():
                     host_library(self.csrc, library, small)
@@ -138,9 +143,10 @@ class Programs(dict[str, Program]):
         self._loaded: dict[int, Program] = {}
         self.used: set[int] = set()  # numbers of pieces
 
-    def __missing__(self, kernel: str) -> Program:
+    def __getitem__(self, kernel: str) -> Program:
         number = self._index[kernel]
         self.used.add(number)
         if number not in self._loaded:
             self._loaded[number] = _Program(self._gpu, self._machine.text(number))
+        self[kernel] = self._loaded[number]
         return self._loaded[number]

@@ -19,7 +19,6 @@ _AROUND_COMPARE = r"&&|\|\||\?|:|=|return"
 _FLOATING = re.compile(r"\.v\[|shrunk|\b(sum|value|product|gradient)\b|part\[|small\[")
 _EXCHANGED = [
     (r"shrunk\.", "first", "second"),
-    (r"shrunk\.", "value", "first"),
     (r"Atoms::", "values", "tangents"),
     (r"sets\.", "residual", "tangent"),
     (r"sets\.", "adjoint", "second"),
@@ -27,6 +26,9 @@ _EXCHANGED = [
     (r"places\.", "code", "tangent"),
     (r"(?<=\W)[ab]\.", "large", "small"),
 ]
+# What a rule does with codes is nothing to the host; what it asks for makes the plan.
+_CODES = re.compile(r"\.v\[|shrunk|e\.(load|store|kept)\(|advance\(|scale\(")
+_PLAN = re.compile(r"add_|keep\(|_products")
 _RULE_CALL = re.compile(
     r"^ +(?:if \([^;{}]*\) )?((?:e\.\w+|advance|scale|\w+_dual_products)\([^;{}]*\);)", re.M
 )
@@ -40,7 +42,7 @@ class Mutant:
     line: int
     line_text: str
     what: str  # what was done, in words
-    host: bool  # the host runs the changed code too
+    host: bool  # it may change the plan or the sizes, which the host computes with the same code
     start: int
     end: int
     replacement: str
@@ -99,6 +101,17 @@ def bounds(source: Source, region: Region, _: Signatures) -> Iterator[Change]:
             values = ["true", "false"]
         for value in values:
             yield start, end, value, f"`{code[start:end]}` always {value}"
+
+
+def flags(source: Source, region: Region, _: Signatures) -> Iterator[Change]:
+    """Conditions that are a name alone: what is wanted, or given."""
+    alone = re.compile(
+        r"\bif \((!?[\w.]+(?:\(\)[\w.]*)*)\) |(?<![<>=!]= )(?<![<>] )(?<=[ (])([a-z][\w.]*) \? "
+    )
+    for m in alone.finditer(source.code, region.body, region.end):
+        group = 1 if m[1] else 2
+        for value in ("true", "false"):
+            yield m.start(group), m.end(group), value, f"`{m[group]}` always {value}"
 
 
 def loop_ends(source: Source, region: Region, _: Signatures) -> Iterator[Change]:
@@ -222,7 +235,7 @@ def statements(source: Source, region: Region, _: Signatures) -> Iterator[Change
         yield m.start(1), m.end(1), ";", "left out"
 
 
-OPERATORS: list[Operator] = [barriers, waits, bounds, loop_ends, subscripts, arguments, integers]
+OPERATORS: list[Operator] = [barriers, waits, bounds, flags, loop_ends, subscripts, arguments, integers]
 OPERATORS += [arithmetic, exchanges, statements]
 
 
@@ -253,9 +266,11 @@ def mutants(folder: Path) -> list[Mutant]:
         for region in source.regions:
             for operator in OPERATORS:
                 for start, end, replacement, what in operator(source, region, signatures):
+                    line = source.line_text(start)
+                    host = region.host and (bool(_PLAN.search(line)) or not _CODES.search(line))
                     mutant = Mutant(
-                        *(source.path, operator.__name__, region.name, source.line(start)),
-                        *(source.line_text(start), what, region.host, start, end, replacement),
+                        *(source.path, operator.__name__, region.name, source.line(start), line),
+                        *(what, host, start, end, replacement),
                     )
                     place = (source.path, start, end, replacement)
                     if place in found or source.text[start:end] == replacement:
