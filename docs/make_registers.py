@@ -18,7 +18,7 @@ from pathlib import Path
 
 CSRC = Path(__file__).parents[1] / "csrc"
 PAGE = Path(__file__).with_name("registers.md")
-ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90")
+ARCHITECTURES = ("sm_80", "sm_86", "sm_90")
 SOURCES = ("fused", "fused_dual", "band", "peak_atom")
 ELEMENTS = {"float": "float32", "double": "float64", "fsad::Bfloat16": "bfloat16", "fsad::Float16": "float16"}
 HEAD = """\
@@ -63,18 +63,20 @@ def short_name(demangled: str) -> str | None:
     """As in "float32 fused ForwardStep, 32 columns, 3 stages", of an instance of `stream`; or None."""
     number = r", (\d+)"
     match = re.match(
-        rf"void fsad::cuda::stream<fsad::cuda::Shape<([\w:]+), (true|false), (?:true|false){3 * number}>, "
+        rf"void fsad::cuda::stream<fsad::cuda::Shape<([\w:]+), \(fsad::cuda::Products\)(\d), "
+        rf"(?:true|false){3 * number}>, "
         r"(true|false), fsad::cuda::(\w+)",
         demangled,
     )
     if not match:
         return None
-    element, plain, _, columns, stages, fused, rule = match.groups()
-    path = "plain" if plain == "true" else "fused" if fused == "true" else "band"
+    element, products, _, columns, stages, fused, rule = match.groups()
+    path = "plain" if products == "0" else "fused" if fused == "true" else "band"
     if rule == "PeakRule":
         path = path.replace("band", "peak search")
     side = " of atoms" if rule == "BandSums" and "BandSums<true>" in demangled else ""
-    return f"{ELEMENTS[element]} {path} {rule}{side}, {columns} columns, {stages} stages"
+    tf32 = " as TF32" if (element, products) == ("float", "2") else ""
+    return f"{ELEMENTS[element]}{tf32} {path} {rule}{side}, {columns} columns, {stages} stages"
 
 
 def parse(log: str, architecture: str) -> list[Row]:

@@ -40,7 +40,7 @@ def test_comments_and_spaces_do_not_matter(tmp_path):
 
 def test_what_ptxas_prints_is_understood():
     name = (
-        "void fsad::cuda::stream<fsad::cuda::Shape<float, false, true, 5, 32, 3>, false, "
+        "void fsad::cuda::stream<fsad::cuda::Shape<float, (fsad::cuda::Products)1, true, 5, 32, 3>, false, "
         "fsad::cuda::BandSums<true> >(fsad::cuda::StreamPass<float>, fsad::cuda::BandSums<true>)"
     )
     log = (

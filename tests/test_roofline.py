@@ -52,6 +52,11 @@ def test_bytes_of_a_small_launch():
     assert memory.global_bytes(kernel, size, 4, 164 << 10) == owned + streamed + sums + step
 
 
+def test_rows_are_padded_to_sectors():
+    widths = {(152, 4): 152, (152, 2): 160, (3, 2): 16, (3, 8): 4}  # by channels and size of an element
+    assert {key: tiling.padded_width(*key) for key in widths} == widths
+
+
 class Trace(TorchDispatchMode):
     """Counts operators, matrix products, and arrays of one size that they read and write."""
 

@@ -16,13 +16,15 @@ from .tiling import ROW_BYTES, ROWS, STEP_BYTES, WARPS
 LANES = 32
 STEPS = ROW_BYTES // STEP_BYTES
 
-# Splitting a float32 into two TF32 numbers: cvt.rna.tf32 has no instruction of its own but is a comparison,
-# an addition, a selection and a mask; the rest is one subtraction.
-SPLIT_ALU, SPLIT_FP32 = 4, 1
-# Adding a 16×8 block of partial products: four additions; and four registers cleared, two at a time.
-ADD_FP32, CLEAR_ALU = 4, 2
-# SigShrink of an entry: with its first derivative, with its second. One special function each.
-SHRINK_FP32, SHRINK_ALU, SHRINK_SPECIAL = (23, 27, 34), (10, 10, 13), 1
+# Instructions of an element of a fragment, by how many products of TF32 numbers one of float32 takes.
+# Three: an addition, a mask and a subtraction split it in two numbers. One: cvt.rna.tf32, which has no
+# instruction of its own but is a comparison and an addition, that on the float32 pipe (IMAD).
+ROUND_ALU, ROUND_FP32 = {3: 2, 1: 1}, {3: 1, 1: 1}
+# Adding a 16×8 block of partial products. That they start from zero costs nothing: the core reads RZ.
+ADD_FP32 = 4
+# SigShrink of an entry: with its first derivative, with its second. Two special functions each. Counted while
+# zero and one were computed from u, less the five additions that literals save.
+SHRINK_FP32, SHRINK_ALU, SHRINK_SPECIAL = (12, 17, 24), (9, 9, 12), 2
 CODE_ALU = 3  # addresses and bounds, for an entry loaded from or stored to the workspace
 # Addresses: of a step of a product, and of an 8×8 block of streamed numbers that is read across.
 STEP_ALU = {4: 2, 2: 10}
@@ -48,6 +50,7 @@ def tile_work(launch: Launch, precision: Precision) -> Work:
     """Averages over the parts where the width of the sums has several."""
     kernel, tiles, size = launch.kernel, launch.tiles, precision.element_size
     columns, tf32 = tiles.columns, size == 4
+    round_alu, round_fp32 = ROUND_ALU[precision.multiplications], ROUND_FP32[precision.multiplications]
     work = Work()
 
     # Inner products: for every 32 bytes of depth, the fragments of 16 rows and of all columns.
@@ -55,9 +58,9 @@ def tile_work(launch: Launch, precision: Precision) -> Work:
     products = len(kernel.products)
     blocks = columns / 8
     work.mma += products * steps * blocks * precision.multiplications
-    split = 4 + 2 * blocks
-    work.fp32 += products * steps * tf32 * (split * SPLIT_FP32 + blocks * ADD_FP32)
-    work.alu += products * steps * (tf32 * (split * SPLIT_ALU + blocks * CLEAR_ALU) + STEP_ALU[size])
+    rounded = 4 + 2 * blocks
+    work.fp32 += products * steps * tf32 * (rounded * round_fp32 + blocks * ADD_FP32)
+    work.alu += products * steps * (tf32 * rounded * round_alu + STEP_ALU[size])
     work.shared_loads += products * steps * (1 + columns / 16)
     work.shared += products * steps * (1 + columns / 16) * 16 * STEP_BYTES
 
@@ -65,11 +68,11 @@ def tile_work(launch: Launch, precision: Precision) -> Work:
     chunks = kernel.sums * launch.row_chunks / launch.parts
     depth, across = columns / MMA_DEPTH[size], ROW_BYTES / size / 8
     work.mma += chunks * depth * across * precision.multiplications
-    split = 4 + 2 * across
-    work.fp32 += chunks * depth * tf32 * (split * SPLIT_FP32 + across * ADD_FP32)
+    rounded = 4 + 2 * across
+    work.fp32 += chunks * depth * tf32 * (rounded * round_fp32 + across * ADD_FP32)
     work.fp32 += chunks * depth * across * ACROSS_FP32[size]
     work.alu += chunks * depth * across * ACROSS_ALU[size]
-    work.alu += chunks * depth * (split * SPLIT_ALU + across * CLEAR_ALU if tf32 else 4)
+    work.alu += chunks * depth * (rounded * round_alu if tf32 else 4)
     work.shared_loads += chunks * depth * (across * (2 if tf32 else 0.5) + (1 if tf32 else 2))
     work.shared += chunks * columns * (ROW_BYTES + 16 * 4)
 

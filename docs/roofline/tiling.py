@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 CUDA = Path(__file__).parents[2] / "csrc" / "cuda"
-LOGIC = "78bcf6"
+LOGIC = "b8c21c"
 ROW_BYTES = 128  # of a chunk: kRowBytes
 ROWS = 64  # that a block owns: kRows
 WARPS = 4
@@ -129,11 +129,16 @@ def place_shared(
     raise AssertionError("not reached")
 
 
+def padded_width(channels: int, element_size: int) -> int:
+    """Numbers of a vector of a row in memory: padded to whole steps (``Pass`` of pass.cuh)."""
+    return -(-channels * element_size // STEP_BYTES) * STEP_BYTES // element_size
+
+
 def choose_splits(blocks: int, streamed_tiles: int, result_bytes: int) -> int:
     c = constants()
     if blocks == 0 or streamed_tiles == 0:
         return 1
-    wanted = -(-c.wanted_blocks // blocks)
+    wanted = max(1, c.wanted_blocks // blocks)
     return min(wanted, streamed_tiles, max(1, c.partial_bytes // max(1, result_bytes)))
 
 

@@ -9,15 +9,15 @@ from .cost import limits
 from .machines import LAUNCH, Machine, Precision
 from .memory import Launch, Size
 from .passes import Pass, band_kernels, fused_kernels, places, row_sets
-from .tiling import choose_bands, constants, real_size
+from .tiling import choose_bands, constants, padded_width, real_size
 
-Shape = tuple[int, int, int]  # d, k, n
+Shape = tuple[int, int, int]  # d, k, n; patches of one vector
 SHAPES: tuple[Shape, ...] = ((64, 10240, 1024), (152, 2048, 1024), (152, 10240, 1024), (576, 5120, 1024))
 
 
 def can_fuse(shape: Shape, precision: Precision) -> bool:
     """By width alone."""
-    return shape[0] <= constants().fused_width(precision.element_size)
+    return padded_width(shape[0], precision.element_size) <= constants().fused_width(precision.element_size)
 
 
 def launches(
@@ -31,7 +31,7 @@ def launches(
 def _launches(
     which: Pass, steps: int, shape: Shape, element_size: int, processor_bytes: int, fused: bool
 ) -> dict[Launch, int]:
-    width, atoms, queries = shape
+    width, atoms, queries = padded_width(shape[0], element_size), *shape[1:]
     kernels = Counter(fused_kernels(which, steps) if fused else band_kernels(which, steps))
     bands = {queries: 1}
     if not fused:
@@ -78,23 +78,28 @@ def seconds(
         one = bound(launch, precision, machine, codes_in_l2)[0] + LAUNCH
         total += times * (one + finish(launch, precision, machine))
     # Packing, importing and unpacking of rows: each reads and writes every number once.
-    width, atoms, queries = shape
+    width, atoms, queries = padded_width(shape[0], precision.element_size), *shape[1:]
     small = 1 if which.name == "forward" else steps + 3 + (which.name == "double")
     moved = 2 * small * queries * width * precision.element_size
     if which.gradient:
         small, moved = small + 1, moved + atoms * width * (4 + precision.element_size)
+    if width != shape[0]:  # dictionaries are copied with padding
+        small += 1 + which.dual
+        moved += (1 + which.dual) * atoms * (shape[0] + width) * precision.element_size
     return total + small * LAUNCH + moved / machine.dram
 
 
 def memory(which: Pass, steps: int, shape: Shape, precision: Precision, machine: Machine, fused: bool) -> int:
     """Bytes that a pass takes beside its inputs and results, and the history between passes."""
-    width, atoms, queries = shape
     element = precision.element_size
+    width, atoms, queries = padded_width(shape[0], element), *shape[1:]
     size = (row_sets(which, steps) + steps - 1) * queries * width * element
     if which.name != "forward":
         size += queries * width * real_size(element)  # gradients of the patches
     if which.gradient:
         size += atoms * width * real_size(element)  # rows of D̄
+    if width != shape[0]:
+        size += (1 + which.dual) * atoms * width * element  # dictionaries with padding
     partial = 0
     all_launches = launches(which, steps, shape, precision, machine, fused)
     for launch in all_launches:

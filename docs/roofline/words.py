@@ -9,7 +9,8 @@ serves to choose between ways to do the same, and to know which part of a GPU to
 were checked: on the interpreter of tests/ptx, counted global traffic of every kernel lay within 10 % of the
 formula used here.
 
-d is the width of rows, k the number of atoms, n that of queries, N that of steps; one task, SigShrink.
+d is the width of rows, k the number of atoms, n that of queries, N that of steps; one task, SigShrink. A row
+is one vector, which the kernels pad to a multiple of 32 bytes: 152 numbers of 16 bits to 160.
 
 ## The machines
 
@@ -21,14 +22,14 @@ tell more than times. The rate from L2 and the {launch:.0f} µs from one kernel 
 ## What is counted
 
 * **Tensor**: 16×8 blocks, of whole tiles, so with the padding of the last ones. A product of float32 numbers
-  is three of TF32 numbers. Inner products of a tile take d, rounded up to 32 bytes; sums whole chunks of 128
-  bytes. Time is that of the busiest multiprocessor: blocks come in whole numbers.
+  is three of TF32 numbers; in TF32, where torch allows it, one. Inner products of a tile take the padded d;
+  sums whole chunks of 128 bytes. Time is that of the busiest multiprocessor: blocks come in whole numbers.
 * **Integer, float32, issue**: instructions, counted on the source as compiled for sm_80. Splitting a float32
-  into two TF32 numbers takes 4 integer instructions and 1 of float32 (the conversion is not one instruction);
-  adding a block of partial products, 4 additions and 2 that clear registers; SigShrink {shrink}
-  with its derivatives, plus addresses. TF32 splits all the same. "Issue" is the sum of all, one a clock and
-  scheduler.
-* **Special functions**: one an evaluation of SigShrink, a reciprocal; the exponential is a polynomial.
+  into two TF32 numbers takes 2 integer instructions and 1 of float32; TF32 splits nothing, its rounding takes
+  1 and 1; adding a block of partial products, 4 additions; SigShrink {shrink} with its derivatives, already
+  without the five additions that its literal 0 and 1 save; addresses. "Issue" is the sum of all, one a clock
+  and scheduler.
+* **Special functions**: two an evaluation of SigShrink, an exponential and a reciprocal.
 * **Shared memory**: fragments read by every warp, codes kept and read back, and copies on arrival. A warp
   multiplies 16 rows, so it reads the whole streamed tile for them.
 * **L2**: owned tiles, once a block where they stay in shared memory, else once a streamed tile; streamed
@@ -38,7 +39,8 @@ tell more than times. The rate from L2 and the {launch:.0f} µs from one kernel 
   MiB, may also stay in L2: where that would change a decision, the page says so.
 
 A kernel takes the largest of these, as if all parts worked at the same time, plus the time of a launch; and
-another kernel adds up the splits. A pass adds a few kernels that pack and unpack rows.
+another kernel adds up the splits. A pass adds a few kernels that pack and unpack rows, and that pad the
+dictionaries where d is not a multiple of 32 bytes.
 
 """
 

@@ -54,6 +54,7 @@ CHANGES = {
         "`tile.values` always true",
         "`[i + 1]`",
         *["`count` always true", "`count` always false"] * 2,
+        *["left out"] * 3,
     ],
 }
 

@@ -77,10 +77,10 @@ class Machine:
         self._texts: dict[int, str] = {}
         self._kernels: dict[tuple[int, bool], passes.Kernels] = {}
         self._programs: dict[tuple[int, bool], Programs] = {}
-        # A rule's code is in the kernels that are instantiated for it, and in their plans.
-        rule = damage.scope.partition("::")[0] if damage else ""
-        mentions = [bool(re.search(rf"\b{rule}\b", piece.instantiations)) for piece in undamaged.pieces]
-        self.in_one_rule = bool(rule) and any(mentions)
+        # A rule's code is in the kernels that are launched for it, and in their plans.
+        rule = re.compile(rf"launch<.*\b{damage.scope.partition('::')[0] if damage else ''}\b")
+        mentions = [bool(rule.search(piece.instantiations)) for piece in undamaged.pieces]
+        self.in_one_rule = damage is not None and any(mentions)
         self._reached = [
             mentions[number] if self.in_one_rule else damage is not None and damage.path.name in files
             for number, files in enumerate(undamaged.includes)

@@ -29,8 +29,11 @@ _EXCHANGED = [
 # What a rule does with codes is nothing to the host; what it asks for makes the plan.
 _CODES = re.compile(r"\.v\[|shrunk|e\.(load|store|kept)\(|advance\(|scale\(")
 _PLAN = re.compile(r"add_|keep\(|_products")
-_RULE_CALL = re.compile(
-    r"^ +(?:if \([^;{}]*\) )?((?:e\.\w+|advance|scale|\w+_dual_products)\([^;{}]*\);)", re.M
+_NAMING = ("places.", "sets.", "Sets{steps}.", "Sets{e.iteration().steps}.")
+# A line that is a call, an assignment or an increment; a declaration begins with two words.
+_STATEMENT = re.compile(
+    r"^ +(?:(?:if|for) \(.*\) |else )?((?:\+\+|--)?[*\w.:<>\[\]]+(?:\(.*\)(?:\[.*\])?)?(?: [-+*/]?= .*)?;)$",
+    re.M,
 )
 
 
@@ -152,11 +155,13 @@ def subscripts(source: Source, region: Region, _: Signatures) -> Iterator[Change
 
 
 def arguments(source: Source, region: Region, signatures: Signatures) -> Iterator[Change]:
-    """Integers that are handed to the device's functions."""
+    """Integers that are handed to the device's functions, but those that name one of a few places or sets."""
     code = source.code
     for m in re.compile(r"(\w+)(?:<[\w:]+>)?\(").finditer(code, region.body, region.end):
         end = closing(code, m.end() - 1)
         spans = pieces(code, m.end(), end, ",")
+        if code.endswith(_NAMING, 0, m.start()):
+            continue
         for i in signatures.get((m[1], len(spans)), ()):
             start, stop = spans[i]
             what = f"`{code[start:stop]} + 1` to {m[1]}"
@@ -230,9 +235,22 @@ def exchanges(source: Source, region: Region, _: Signatures) -> Iterator[Change]
 
 
 def statements(source: Source, region: Region, _: Signatures) -> Iterator[Change]:
-    """Steps of a rule left out."""
-    for m in _RULE_CALL.finditer(source.code, region.body, region.end):
-        yield m.start(1), m.end(1), ";", "left out"
+    """Calls and assignments left out."""
+    code = source.code
+    elsewhere = (
+        "return",
+        "static_assert",
+        "asm",
+        "__sync",
+        "copies_arrive",
+        "commit_copies",
+        "continue",
+        "break",
+    )
+    for m in _STATEMENT.finditer(code, region.body, region.end):
+        begins = code[: m.start()].rstrip()[-1] in ";{})"  # and does not continue the line before
+        if begins and not m[1].startswith(elsewhere):
+            yield m.start(1), m.end(1), ";", "left out"
 
 
 OPERATORS: list[Operator] = [barriers, waits, bounds, flags, loop_ends, subscripts, arguments, integers]
