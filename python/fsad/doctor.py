@@ -37,7 +37,8 @@ def run_doctor(out: Console, as_json: bool) -> bool:
             table.add_row(name, ", ".join(value) if isinstance(value, list) else str(value or "no"))
         out.print(table)
     columns = ("on", "kernel", "path", "error", "allowed", "ms", "")
-    table = Table(*columns, title="Kernels, the largest error of all cases", box=box.SIMPLE)  # 80 columns hold it
+    # Without boxes 80 columns hold it.
+    table = Table(*columns, title="Kernels, the largest error of all cases", box=box.SIMPLE)
     for c in facts["checks"]:
         verdict = "ok" if c["ok"] else "FAILED"
         numbers = f"{c['error']:.1e}", f"{c['allowed']:.1e}", f"{c['milliseconds']:.2f}"
