@@ -14,12 +14,18 @@ from statistics import median
 
 import pytest
 import torch
-from problem import PRODUCTS, SHAPES, Problem
+from measure import OpenTable
+from problem import WORKS, Problem, Shape
 
 import fsad_ext
 
 ROUNDS = 20
-ON_GPU = [*SHAPES, (576, 4096, 1024)]  # the last too wide for the fused kernels
+SHAPES = [
+    Shape(64, 10240, 1024),
+    Shape(152, 2048, 1024),
+    Shape(152, 10240, 1024),
+    Shape(576, 4096, 1024),  # too wide for the fused kernels
+]
 NUMBERS = {
     "float32": torch.float32,
     "tf32": torch.float32,
@@ -30,21 +36,14 @@ NUMBERS = {
 
 
 @pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """Lines that the tests add, printed when all have run."""
+def table(open_table: OpenTable) -> list[str]:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device: these benches need one")
     if "cuda" not in fsad_ext.DEVICES:
         pytest.skip("a CUDA device, but this build of fsad has no kernels for it: build it where nvcc is")
     columns = f"{'native ms':>10} {'eager':>8} {'compiled':>9} {'floor':>7}"
-    lines = [
-        f"{torch.cuda.get_device_name()}: native device time, and times of the others as multiples of it",
-        f"{'d, k, n':>18} {'numbers':>9} {'work':>11} {columns}",
-    ]
-    yield lines
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        print("", *lines, sep="\n")
+    title = f"{torch.cuda.get_device_name()}: native device time, and times of the others as multiples of it"
+    return open_table(title, f"{'d, k, n':>18} {'numbers':>9} {'work':>11} {columns}")
 
 
 @pytest.fixture(params=NUMBERS)
@@ -58,10 +57,10 @@ def numbers(table: list[str], request: pytest.FixtureRequest) -> Iterator[str]:
     matmul.fp32_precision = before
 
 
-@pytest.mark.parametrize("work", PRODUCTS)
-@pytest.mark.parametrize("shape", ON_GPU, ids=str)
-def test_istc(benchmark, table: list[str], numbers: str, shape: tuple[int, int, int], work: str) -> None:
-    problem = Problem(*shape, NUMBERS[numbers], "cuda")
+@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.label)
+def test_istc(benchmark, table: list[str], numbers: str, shape: Shape, work: str) -> None:
+    problem = Problem(shape, NUMBERS[numbers], "cuda")
     contenders = {name: problem.code(name) for name in ("native", "reference")}
     if work != "second":  # torch.compile has no second derivatives
         torch.compiler.reset()
@@ -74,13 +73,15 @@ def test_istc(benchmark, table: list[str], numbers: str, shape: tuple[int, int, 
     native = times["native"]
     eager, floor = (f"{times[name] / native:.2f}" for name in ("reference", "floor"))
     compiled = f"{times['compiled'] / native:.2f}" if "compiled" in times else "-"
-    table.append(f"{shape!s:>18} {numbers:>9} {work:>11} {native:>10.3f} {eager:>8} {compiled:>9} {floor:>7}")
+    table.append(
+        f"{shape.label:>18} {numbers:>9} {work:>11} {native:>10.3f} {eager:>8} {compiled:>9} {floor:>7}"
+    )
 
     def native_to_the_end() -> None:
         problem.run(work, contenders["native"])
         torch.cuda.synchronize()
 
-    benchmark.group = f"{work}, d={shape[0]} k={shape[1]} n={shape[2]}"
+    benchmark.group = f"{work}, {shape.label}"
     benchmark.pedantic(native_to_the_end, rounds=5, warmup_rounds=1)
 
 

@@ -1,23 +1,31 @@
-"""Sparse coding on the CPU, native against the pure-PyTorch reference and the floor.
+"""The operators on the CPU: native, the pure-PyTorch reference as it is and compiled, and the floor.
 
     pytest bench/test_bench_istc.py --benchmark-only
 
-Compare times within one group of one run only.
+The table at the end is of interleaved rounds; pytest-benchmark's own table is of the native kernels alone.
 """
 
 from __future__ import annotations
 
 import pytest
-from problem import PRODUCTS, SHAPES, Problem
+from measure import OpenTable, contenders, header, interleave
+from problem import COLUMNS, WORKS, Problem, Shape
+
+ROUNDS = 5
+OTHERS = ("eager", "compiled", "floor")
 
 
-@pytest.mark.parametrize("contender", ["native", "reference", "floor"])
-@pytest.mark.parametrize("work", [work for work in PRODUCTS if work != "second"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_istc(benchmark, shape: tuple[int, int, int], work: str, contender: str) -> None:
-    benchmark.group = f"{work}, d={shape[0]} k={shape[1]} n={shape[2]}"
-    problem = Problem(*shape)
-    if contender == "floor":
-        benchmark.pedantic(problem.floor(work), rounds=5, warmup_rounds=1)
-    else:
-        benchmark.pedantic(problem.run, args=(work, problem.code(contender)), rounds=5, warmup_rounds=1)
+@pytest.fixture(scope="module")
+def table(open_table: OpenTable) -> list[str]:
+    title = "sparse coding: native time, and times of the others as multiples of it"
+    return open_table(title, f"{'d, k, n':>28} {'work':>11} {header(OTHERS)}")
+
+
+@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("shape", COLUMNS, ids=lambda shape: shape.label)
+def test_coding(benchmark, table: list[str], shape: Shape, work: str) -> None:
+    made = contenders(Problem(shape), work)
+    times = interleave(made, ROUNDS)
+    table.append(f"{shape.label:>28} {work:>11} {times.row(OTHERS)}")
+    benchmark.group = f"{work}, {shape.label}"
+    benchmark.pedantic(made["native"], rounds=ROUNDS, warmup_rounds=1)

@@ -81,7 +81,7 @@ def _backward(ctx, grad_residual, _grad_history):
     if grad_residual is None:
         return (None,) * 10
     queries, scale, atoms, atom_index, step, history = ctx.saved_tensors
-    need_atoms = ctx.needs_input_grad[2]
+    need_atoms = _is_wanted(ctx, 2)
     grad_queries, grad_scale, grad_atoms = torch.ops.fsad.istc_backward(
         grad_residual.contiguous(),
         history,
@@ -109,7 +109,7 @@ def _double_backward(ctx, tangent_queries, tangent_scale, tangent_atoms):
     # A gradient that was not asked for comes back as an empty tensor, and so does its cotangent.
     if tangent_atoms is not None and tangent_atoms.dim() != atoms.dim():
         tangent_atoms = None
-    need_atoms = ctx.needs_input_grad[4]
+    need_atoms = _is_wanted(ctx, 4)
     grad_grad, grad_queries, grad_scale, grad_atoms = torch.ops.fsad.istc_double_backward(
         _contiguous_or_zeros(tangent_queries, queries),
         _contiguous_or_zeros(tangent_scale, scale),
@@ -126,6 +126,21 @@ def _double_backward(ctx, tangent_queries, tangent_scale, tangent_atoms):
     )
     grad_atoms = grad_atoms if need_atoms else None
     return grad_grad, None, grad_queries, grad_scale, grad_atoms, *(None,) * 8
+
+
+def _is_wanted(ctx, position: int) -> bool:
+    """Whether this backward pass has a use for the gradient of the input at ``position``.
+
+    ``needs_input_grad`` only says that the input requires grad: it does in every step of a Langevin chain,
+    where autograd.grad asks for the pictures' gradient and the dictionary depends on the network's weights.
+    """
+    if not ctx.needs_input_grad[position]:
+        return False
+    node, _ = ctx.next_functions[position]
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf that autograd.grad asks for
+        return True
 
 
 def _contiguous_or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:

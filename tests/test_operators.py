@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from operators import (
     derivatives,
 )
 
+import fsad_ext
 from fsad import functional
 
 
@@ -120,18 +123,96 @@ def test_operators_name_what_does_not_fit() -> None:
         torch.ops.fsad.istc(queries.int(), scale, atoms, None, step, *settings)
 
 
-@pytest.mark.slow
-def test_portable_kernels() -> None:
-    """The same comparison on the instruction set that every processor has, in a process of its own."""
-    tests = "test_float64_equals_reference or test_float32_errs or test_peak"
+@pytest.mark.parametrize(("shrinkage", "sharpness"), [("soft", None), ("sigshrink", 300.0)])
+def test_leaving_out_empty_codes_changes_nothing(shrinkage: str, sharpness: float | None) -> None:
+    """Atoms whose codes are zero, or below rounding, are left out of sums: all, some or none of them."""
+    generator = torch.Generator().manual_seed(0)
+    atoms = torch.nn.functional.normalize(torch.randn(300, 20, generator=generator).double(), dim=1)
+    queries = torch.randn(70, 20, generator=generator).double()
+    queries[:30] *= 1e-3  # a panel of queries without codes, or nearly
+    lambdas = [0.25, 0.2, 0.17]
+    tau = None if sharpness is None else sharpness / lambdas[-1]
+    results = {}
+    for backend in ("native", "reference"):
+        z, d = (tensor.clone().requires_grad_() for tensor in (queries, atoms))
+        residual = functional.istc(z, d, lambdas, step=0.1, tau=tau, shrinkage=shrinkage, backend=backend)
+        results[backend] = [residual, *torch.autograd.grad(residual.square().sum(), (z, d))]
+    for value, truth in zip(results["native"], results["reference"], strict=True):
+        assert (value - truth).norm() <= 1e-12 * truth.norm()
+
+
+def test_dictionary_gradients_are_computed_only_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dictionary that requires grad costs nothing where autograd.grad wants the queries' gradient alone."""
+    leaf = torch.randn(6, 4, requires_grad=True)
+    queries = torch.randn(5, 4, requires_grad=True)
+    asked = []
+    operator = torch.ops.fsad.istc_backward
+    monkeypatch.setattr(
+        torch.ops.fsad,
+        "istc_backward",
+        lambda *arguments: asked.append(arguments[-1]) or operator(*arguments),
+    )
+    for atoms in (leaf, 2 * leaf):
+        residual = functional.istc(queries, atoms, [0.1], step=0.1, tau=3.0)
+        for inputs in (queries, atoms, leaf, (queries, leaf)):
+            torch.autograd.grad(residual.sum(), inputs, retain_graph=True)
+        residual.sum().backward()
+        assert asked == [False, True, True, True, True]
+        asked.clear()
+
+
+SAME_COMPARISONS = (
+    "test_float64_equals_reference or test_float32_errs or test_peak or test_results_do_not or leaving_out"
+)
+
+
+def compare_again(**environment: str) -> None:
+    """The comparisons with the reference in a new process, where other kernels are used."""
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-k", tests, __file__],
-        env={**os.environ, "FSAD_CPU_ISA": "portable"},
+        [sys.executable, "-m", "pytest", "-q", "-x", "-k", SAME_COMPARISONS, __file__],
+        env={**os.environ, **environment},
+        cwd=environment.get("PYTHONPATH"),
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stdout[-2000:]
     assert " passed" in run.stdout
+
+
+@pytest.mark.slow
+def test_portable_kernels() -> None:
+    compare_again(FSAD_CPU_ISA="portable")
+
+
+@pytest.mark.slow
+def test_avx512_kernels() -> None:
+    if not has_avx512():
+        pytest.skip("this processor has no AVX-512: only its emulation below runs")
+    compare_again(FSAD_CPU_ISA="avx512")
+
+
+@pytest.mark.slow
+def test_avx512_kernels_with_emulated_lanes(tmp_path: Path) -> None:
+    """The kernels compiled for 64-byte vectors, which the compiler puts together from what there is."""
+    source = Path(__file__).parents[1]
+    package = Path(shutil.copytree(fsad_ext.LIBRARY.parent, tmp_path / "fsad_ext"))
+    torch_folder = Path(torch.__file__).parent
+    flags = {**os.environ, "CXXFLAGS": "-DFSAD_VECTOR_BYTES=64 -Wno-psabi", "FSAD_CUDA": "0"}
+    scripts = Path(sys.executable).parent
+    configure = [scripts / "cmake", "-S", source, "-B", tmp_path / "build", "-G", "Ninja"]
+    configure += [f"-DCMAKE_MAKE_PROGRAM={scripts / 'ninja'}"]
+    configure += [f"-DTORCH_DIR={torch_folder}", f"-DTORCH_VERSION={torch.__version__}", "-DFSAD_VERSION=0"]
+    for command in (configure, [scripts / "cmake", "--build", tmp_path / "build"]):
+        run = subprocess.run(command, env=flags, capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    shutil.copy(tmp_path / "build" / "libfsad.so", package)
+    compare_again(PYTHONPATH=str(tmp_path))
+
+
+def has_avx512() -> bool:
+    code = "import torch, fsad_ext; torch.ops.fsad.cpu_isa()"
+    environment = {**os.environ, "FSAD_CPU_ISA": "avx512"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True).returncode == 0
 
 
 def test_unknown_instruction_set_is_refused() -> None:

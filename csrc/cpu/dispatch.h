@@ -25,20 +25,31 @@ namespace fsad {
 FSAD_DECLARE_CPU_KERNELS(portable)
 #ifdef FSAD_HAS_AVX2
 FSAD_DECLARE_CPU_KERNELS(avx2)
+FSAD_DECLARE_CPU_KERNELS(avx512)
 #endif
 
-// The instruction set in use: the best that the processor has, unless FSAD_CPU_ISA in the environment names
-// one, which the tests and `fsad doctor` do.
+// Whether this build and this processor have an instruction set. The names are those in CMakeLists.txt.
+inline bool has_cpu_isa(const char* name) {
+#ifdef FSAD_HAS_AVX2
+  if (std::strcmp(name, "avx2") == 0) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (std::strcmp(name, "avx512") == 0) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+  }
+#endif
+  return std::strcmp(name, "portable") == 0;
+}
+
+// The instruction set in use: AVX2 where there is one, unless FSAD_CPU_ISA in the environment names another.
+// AVX-512 is used only so: on some processors it is slower, and `fsad doctor` says which is which.
 inline const char* cpu_isa() {
   static const char* const chosen = [] {
+    const char* usual = has_cpu_isa("avx2") ? "avx2" : "portable";
     const char* wanted = std::getenv("FSAD_CPU_ISA");
-    const auto fits = [&](const char* name) { return !wanted || std::strcmp(wanted, name) == 0; };
-#ifdef FSAD_HAS_AVX2
-    if (fits("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
-#endif
-    STD_TORCH_CHECK(fits("portable"), "FSAD_CPU_ISA is '", wanted,
-                    "': expected 'portable', or 'avx2' where both this build and the processor have it");
-    return "portable";
+    STD_TORCH_CHECK(
+        !wanted || has_cpu_isa(wanted), "FSAD_CPU_ISA is '", wanted ? wanted : "",
+        "': expected 'portable', or 'avx2' or 'avx512' where this build and the processor have them");
+    return wanted ? wanted : usual;
   }();
   return chosen;
 }
@@ -46,8 +57,10 @@ inline const char* cpu_isa() {
 }  // namespace fsad
 
 #ifdef FSAD_HAS_AVX2
-#define FSAD_CPU_CALL(kernel, params) \
-  (std::strcmp(cpu_isa(), "avx2") == 0 ? avx2::kernel(params) : portable::kernel(params))
+#define FSAD_CPU_CALL(kernel, params)                               \
+  (std::strcmp(cpu_isa(), "avx2") == 0     ? avx2::kernel(params)   \
+   : std::strcmp(cpu_isa(), "avx512") == 0 ? avx512::kernel(params) \
+                                           : portable::kernel(params))
 #else
 #define FSAD_CPU_CALL(kernel, params) portable::kernel(params)
 #endif

@@ -1,150 +1,119 @@
-// Backward and double backward: reverse passes over the iteration, its codes recomputed tile by tile.
+// Backward: the reverse pass over the iteration, its codes recomputed from the saved residuals.
 #pragma once
 
-#include "istc_forward.h"
+#include "reverse.h"
 
 namespace fsad {
 inline namespace FSAD_ISA {
 
-// Parts that the queries of a task are split into for the dictionary gradient. Each part sums on its own and
-// the parts are added in order, so that results do not depend on the number of threads.
-constexpr int64_t kGradientParts = 8;
+// What a group keeps. Weights are ū_m (atoms × lanes), where σ'(u_m) stands until then; and α_{m+1} before
+// them if the dictionary gradient is wanted.
+template <class Real>
+struct BackwardArrays {
+  Real *patches, *scale;
+  Real *residuals, *adjoints, *bar;  // tiles (d × lanes): ηr_0 … ηr_{N−1}, −h_0 … −h_N, z̄
+  AtomSide<Real> side;
+  int first_slope;
+
+  static int parts(const IstcBackward<Real>& p) { return p.grad_atoms ? 2 * p.iterations : p.iterations; }
+
+  BackwardArrays(Carver<Real>& carver, const IstcBackward<Real>& p, int64_t lanes)
+      : patches(carver.take(round_up(p.width * lanes, kLanes<Real>))),
+        scale(carver.take(lanes)),
+        residuals(carver.take(p.iterations * round_up(p.width * lanes, kLanes<Real>))),
+        adjoints(carver.take((p.iterations + 1) * round_up(p.width * lanes, kLanes<Real>))),
+        bar(carver.take(round_up(p.width * lanes, kLanes<Real>))),
+        side(carver, p, lanes, parts(p), p.grad_atoms != nullptr),
+        first_slope(parts(p) - p.iterations) {}
+
+  Real* codes(int m) const { return side.weight(m); }
+  Real* slopes(int m) const { return side.weight(first_slope + m); }
+};
+
+// ηr_0 … ηr_{N−1} (d × lanes each) of a group: scaled patches, then what the forward pass has saved.
+template <class Real>
+void load_residuals(const IstcBackward<Real>& p, int64_t task, int64_t first, const Panels<Real>& panels,
+                    const Real* patches, const Real* scale, Real* residuals) {
+  scale_lanes(panels, patches, scale, p.width, false, residuals);
+  for (int m = 1; m < p.iterations; ++m) {
+    const int64_t row = ((m - 1) * p.tasks + task) * p.queries + first;
+    load_rows(panels, p.history + row * p.width, p.width, residuals + m * panels.size(p.width));
+  }
+  scale_tile(residuals, p.step[task], p.iterations * panels.size(p.width), residuals);
+}
 
 // With G = ∂/∂r_N:  h_N = G, ᾱ = 0;  for m = N−1 … 0:  ᾱ −= D h_{m+1};  D̄ −= α_{m+1} h_{m+1}ᵀ;
 // ū = ᾱ ← σ'(u_m) ᾱ;  h_m = ηDᵀū;  D̄ += η ū r_mᵀ.  Then z̄ = Σ_m h_m.
 template <class Real, Shrinkage shrinkage>
-void backward_tile(const IstcBackward<Real>& p, const QueryTile& tile, Real* sum_queries,
-                   const AtomGradient<Real>& grad_atoms) {
-  const int64_t lanes = tile.lanes, tile_size = p.width * lanes, codes_size = p.atoms * lanes;
-  const int64_t turned_size = grad_atoms.sum ? lanes * grad_atoms.padded_width : 0;
-  const Real step = p.step[tile.task];
-  Stream<Real> stream(p, p.atom_map.data, tile.task, lanes);
-  Buffer<Real> scale(lanes), residuals(p.iterations * tile_size), products(kTileAtoms * lanes);
-  Buffer<Real> alpha(kTileAtoms * lanes), slope(p.iterations * codes_size), bar(codes_size);
-  Buffer<Real> codes(grad_atoms.sum ? p.iterations * codes_size : 0);
-  Buffer<Real> before(tile_size), after(tile_size), turned_residual(turned_size), turned_after(turned_size);
-  load_queries(p, p.query_map.data, tile, residuals.get());
-  load_scale(p, p.scale, tile, scale.get());
-  scale_lanes(residuals.get(), scale.get(), p.width, lanes, residuals.get());
-  for (int m = 1; m < p.iterations; ++m) {
-    load_history(p, p.history, m, tile, residuals.get() + m * tile_size);
-  }
-  load_tile(p.grad_residual + (tile.task * p.queries + tile.first) * p.width, tile.count, p.width, lanes,
-            after.get());
-  std::copy_n(after.get(), tile_size, sum_queries);
-  std::fill_n(bar.get(), codes_size, Real(0));
+void backward_group(const IstcBackward<Real>& p, const Stream<Real>& stream, int64_t task, int64_t first,
+                    const Panels<Real>& panels, const BackwardArrays<Real>& own) {
+  const int64_t tile_size = panels.size(p.width);
+  const int last = p.iterations - 1;
+  const Real negligible = shrinkage == Shrinkage::soft ? Real(0) : Real(-1);
+  gather_queries(panels, p.query_map, p.query_map.data + task * p.query_map.task_size(), first, own.patches);
+  load_scale(p, p.scale, task, first, panels, own.scale);
+  load_residuals(p, task, first, panels, own.patches, own.scale, own.residuals);
+  load_rows(panels, p.grad_residual + (task * p.queries + first) * p.width, p.width,
+            own.adjoints + p.iterations * tile_size);
+  scale_tile(own.adjoints + p.iterations * tile_size, Real(-1), tile_size,
+             own.adjoints + p.iterations * tile_size);
 
   // u_m, hence σ'(u_m) and α_{m+1}, of one tile of atoms and all m.
-  const auto recode = [&](int64_t first, int64_t count) {
+  const auto recode = [&](const Tile<Real>& tile) {
+    Real* alpha = tile.local[0];
     for (int m = 0; m < p.iterations; ++m) {
-      const int64_t at = m * codes_size + first * lanes;
-      stream.products(residuals.get() + m * tile_size, products.get(), step, false);
-      for (int64_t i = 0; i < count * lanes; i += kLanes<Real>) {
-        Vector<Real> u = load(products.get() + i);
-        if (m > 0) u += load(alpha.get() + i);
-        const auto shrunk = shrink<shrinkage>(u, p.lambda[m], p.tau[m]);
-        store(alpha.get() + i, shrunk.value);
-        store(slope.get() + at + i, shrunk.first);
-        if (grad_atoms.sum) store(codes.get() + at + i, shrunk.value);
-      }
+      Real* slopes = own.slopes(m) + tile.at();
+      Real* codes = p.grad_atoms ? own.codes(m) + tile.at() : alpha;
+      const Real lambda = p.lambda[m], tau = p.tau[m];
+      tile.products(tile.atoms, own.residuals + m * tile_size, slopes, false);
+      for_each_vector<Real>(tile.size(), [&](int64_t i) {
+        Vector<Real> u = load(slopes + i);
+        if (m > 0) u += load(alpha + i);
+        const auto shrunk = shrink<shrinkage>(u, lambda, tau);
+        store(alpha + i, shrunk.value);
+        store(codes + i, shrunk.value);
+        store(slopes + i, shrunk.first);
+      });
     }
   };
 
-  for (int m = p.iterations - 1; m >= 0; --m) {
-    std::fill_n(before.get(), tile_size, Real(0));
-    if (grad_atoms.sum) {
-      turn_tile(residuals.get() + m * tile_size, p.width, lanes, grad_atoms.padded_width,
-                turned_residual.get());
-      turn_tile(after.get(), p.width, lanes, grad_atoms.padded_width, turned_after.get());
-    }
-    stream.for_each_tile([&](int64_t first, int64_t count) {
-      if (m == p.iterations - 1) recode(first, count);
-      Real* tile_bar = bar.get() + first * lanes;
-      const int64_t at = m * codes_size + first * lanes;
-      stream.products(after.get(), tile_bar, Real(-1), true);
-      for (int64_t i = 0; i < count * lanes; i += kLanes<Real>) {
-        store(tile_bar + i, load(tile_bar + i) * load(slope.get() + at + i));
-      }
-      stream.weighted_sum(tile_bar, before.get(), step);
-      if (grad_atoms.sum) {
-        grad_atoms.add(first, count, codes.get() + at, turned_after.get(), Real(-1));
-        grad_atoms.add(first, count, tile_bar, turned_residual.get(), step);
-      }
+  for (int m = last; m >= 0; --m) {
+    const Real* after = own.adjoints + (m + 1) * tile_size;
+    stream.sweep(task, panels, 1, own.adjoints + m * tile_size, [&](const Tile<Real>& tile) {
+      if (m == last) recode(tile);
+      Real *bar = tile.local[1], *slopes = own.slopes(m) + tile.at();
+      if (m < last) std::copy_n(own.slopes(m + 1) + tile.at(), tile.size(), bar);
+      tile.products(tile.atoms, after, bar, m < last);
+      for_each_vector<Real>(tile.size(),
+                            [&](int64_t i) { store(slopes + i, load(slopes + i) * load(bar + i)); });
+      tile.weighted_sum(tile.atoms, slopes, tile.sums, negligible);
     });
-    for (int64_t i = 0; i < tile_size; ++i) sum_queries[i] += before.get()[i];
-    std::swap(before, after);
+    scale_tile(own.adjoints + m * tile_size, -p.step[task], tile_size, own.adjoints + m * tile_size);
   }
-}
-
-// The tile's z̄ becomes the gradients of the query patches (rows) and of their scale.
-template <class Real>
-void finish_queries(const IstcBackward<Real>& p, const QueryTile& tile, const Real* sum_queries,
-                    const Real* patches, Real* patch_rows) {
-  const int64_t row = tile.task * p.queries + tile.first;
-  for (int64_t q = 0; q < tile.count; ++q) {
-    Real product = 0;
-    for (int64_t i = 0; i < p.width; ++i) {
-      const Real value = sum_queries[i * tile.lanes + q];
-      product += value * patches[i * tile.lanes + q];
-      patch_rows[(row + q) * p.width + i] += value * p.scale[row + q];
-    }
-    p.grad_scale[row + q] += product;
+  std::fill_n(own.bar, tile_size, Real(0));
+  for (int m = 0; m <= p.iterations; ++m) {
+    for (int64_t i = 0; i < tile_size; ++i) own.bar[i] -= own.adjoints[m * tile_size + i];
   }
-}
-
-// Runs body(tile, atom gradient, patch rows) over all tiles, then adds up what tiles share: the dictionary
-// gradient's parts, and overlapping query patches.
-template <class Real, class Body>
-void reverse(const IstcBackward<Real>& p, Body body) {
-  const int64_t padded = round_up(p.width, kBlock<Real>), lanes = kTileQueries;
-  const int64_t tiles = (p.queries + lanes - 1) / lanes;
-  const int64_t parts = p.grad_atoms ? std::min(kGradientParts, std::max<int64_t>(tiles, 1)) : 1;
-  const int64_t part_size = p.atoms * padded, rows_size = p.tasks * p.queries * p.width;
-  Buffer<Real> gradients(p.grad_atoms ? p.tasks * parts * part_size : 0);
-  Buffer<Real> rows(rows_size);
-  std::fill_n(rows.get(), rows_size, Real(0));
-  std::fill_n(p.grad_scale, p.tasks * p.queries, Real(0));
-  if (p.grad_atoms) {
-    torch::stable::parallel_for(0, p.tasks * parts, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t part = i % parts;
-        const AtomGradient<Real> gradient{gradients.get() + i * part_size, padded, lanes};
-        std::fill_n(gradient.sum, part_size, Real(0));
-        for (int64_t t = part * tiles / parts; t < (part + 1) * tiles / parts; ++t) {
-          body(QueryTile{i / parts, t * lanes, std::min(lanes, p.queries - t * lanes), lanes}, gradient,
-               rows.get());
-        }
-      }
-    });
-  } else {
-    for_each_query_tile<Real>(p.tasks, p.queries, [&](const QueryTile& tile) {
-      body(tile, AtomGradient<Real>{nullptr, padded, tile.lanes}, rows.get());
-    });
+  if (!p.grad_atoms) return;
+  for (int m = 0; m < p.iterations; ++m) {
+    own.side.turn(panels, m, own.adjoints + (m + 1) * tile_size, p.width);
+    own.side.turn(panels, p.iterations + m, own.residuals + m * tile_size, p.width);
   }
-  torch::stable::parallel_for(0, p.tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const PatchMap<Real> queries = writable(p.query_map, p.grad_queries);
-      scatter_rows<Real>(queries, queries.data + task * queries.task_size(), nullptr, p.queries,
-                         rows.get() + task * p.queries * p.width, p.width);
-      if (!p.grad_atoms) continue;
-      Real* total = gradients.get() + task * parts * part_size;
-      for (int64_t i = part_size; i < parts * part_size; ++i) total[i % part_size] += total[i];
-      const PatchMap<Real> atoms = writable(p.atom_map, p.grad_atoms);
-      scatter_rows<Real>(atoms, atoms.data + task * atoms.task_size(),
-                         p.atom_index ? p.atom_index + task * p.atoms : nullptr, p.atoms, total, padded);
-    }
-  });
 }
 
 template <class Real>
 void istc_backward(const IstcBackward<Real>& p) {
+  const Stream<Real> stream(p, BackwardArrays<Real>::parts(p), p.grad_atoms);
+  const int64_t lanes = stream.plan.lanes;
+  const Slots<Real, BackwardArrays<Real>> slots(stream.slots(), p, lanes);
   with_shrinkage(p.shrinkage, [&](auto shrinkage) {
-    reverse(p, [&](const QueryTile& tile, const AtomGradient<Real>& gradient, Real* rows) {
-      Buffer<Real> sum(p.width * tile.lanes), patches(p.width * tile.lanes);
-      load_queries(p, p.query_map.data, tile, patches.get());
-      backward_tile<Real, decltype(shrinkage)::value>(p, tile, sum.get(), gradient);
-      finish_queries(p, tile, sum.get(), patches.get(), rows);
-    });
+    const auto body = [&](int64_t task, int64_t first, const Panels<Real>& panels, int64_t slot, Real* rows,
+                          Real* grad_scale) {
+      const BackwardArrays<Real> own = slots.at(slot, p, lanes);
+      backward_group<Real, decltype(shrinkage)::value>(p, stream, task, first, panels, own);
+      add_query_gradients(panels, p.width, own.bar, own.patches, own.scale, rows, grad_scale);
+    };
+    reverse(p, stream, body, [&](int64_t slot) { return slots.at(slot, p, lanes).side; });
   });
 }
 

@@ -7,191 +7,190 @@
 namespace fsad {
 inline namespace FSAD_ISA {
 
-// Tiles (d × lanes) of the query side, and what the reverse pass makes of them.
+// What a group keeps. Weights are u'_m and u̇'_m (atoms × lanes), where u_m and u̇_m stand until then; and
+// α_{m+1}, α̇_{m+1} before them if the dictionary gradient is wanted.
 template <class Real>
-struct DualQueries {
-  Buffer<Real> query, tangent;          // z, ż
-  Buffer<Real> sum_query, sum_tangent;  // adjoints of z and ż
+struct DualArrays {
+  Real *patches, *patch_tangents, *scale, *scale_tangent;
+  Real* query_tangent;
+  Real *residuals, *residual_tangents;  // tiles: ηr_0 … ηr_{N−1} and ηṙ_0 … ηṙ_{N−1}, then ṙ_N
+  Real* adjoints;                       // pairs of tiles: −r'_0, −ṙ'_0, −r'_1, … −ṙ'_N
+  Real *bar, *bar_tangent;              // adjoints of z and ż
+  AtomSide<Real> side;
+  int iterations, first_u;
 
-  explicit DualQueries(int64_t size) : query(size), tangent(size), sum_query(size), sum_tangent(size) {}
-};
+  static int parts(const IstcDoubleBackward<Real>& p) { return (p.grad_atoms ? 4 : 2) * p.iterations; }
 
-template <class Real, Shrinkage shrinkage>
-class DoubleBackwardTile {
- public:
-  DoubleBackwardTile(const IstcDoubleBackward<Real>& p, const QueryTile& tile,
-                     const AtomGradient<Real>& grad_atoms, DualQueries<Real>& dual)
-      : p(p),
-        tile(tile),
-        grad_atoms(grad_atoms),
-        dual(dual),
-        lanes(tile.lanes),
-        tile_size(p.width * lanes),
-        codes_size(p.atoms * lanes),
-        step(p.step[tile.task]),
-        atoms(p, p.atom_map.data, tile.task, lanes),
-        tangents(p, p.tangent_atoms, tile.task, lanes),
-        residuals(p.iterations * tile_size),
-        residual_tangents((p.iterations + 1) * tile_size),
-        u(p.iterations * codes_size),
-        u_tangent(p.iterations * codes_size) {}
+  DualArrays(Carver<Real>& carver, const IstcDoubleBackward<Real>& p, int64_t lanes)
+      : patches(carver.take(tile(p, lanes))),
+        patch_tangents(carver.take(tile(p, lanes))),
+        scale(carver.take(lanes)),
+        scale_tangent(carver.take(lanes)),
+        query_tangent(carver.take(tile(p, lanes))),
+        residuals(carver.take(p.iterations * tile(p, lanes))),
+        residual_tangents(carver.take((p.iterations + 1) * tile(p, lanes))),
+        adjoints(carver.take(2 * (p.iterations + 1) * tile(p, lanes))),
+        bar(carver.take(tile(p, lanes))),
+        bar_tangent(carver.take(tile(p, lanes))),
+        side(carver, p, lanes, parts(p), p.grad_atoms != nullptr),
+        iterations(p.iterations),
+        first_u(parts(p) - 2 * p.iterations) {}
 
-  void run() {
-    differentiate();
-    store_tile(residual_tangents.get() + p.iterations * tile_size, tile.count, p.width, lanes,
-               p.grad_grad_residual + row() * p.width, p.width);
-    reverse();
-  }
+  Real* codes(int m) const { return side.weight(m); }
+  Real* code_tangents(int m) const { return side.weight(iterations + m); }
+  Real* u(int m) const { return side.weight(first_u + m); }
+  Real* u_tangent(int m) const { return side.weight(first_u + iterations + m); }
 
  private:
-  int64_t row() const { return tile.task * p.queries + tile.first; }
-
-  template <class Body>
-  void for_each_tile(Body body) {
-    atoms.for_each_tile([&](int64_t first, int64_t count) {
-      if (p.tangent_atoms) tangents.select(first, count);
-      body(first, count);
-    });
+  static int64_t tile(const IstcDoubleBackward<Real>& p, int64_t lanes) {
+    return round_up(p.width * lanes, kLanes<Real>);
   }
-
-  // u̇_m = α̇_m + η(Dᵀṙ_m + Ḋᵀr_m);  α̇_{m+1} = σ'(u_m) u̇_m;  ṙ_{m+1} = ż − Dα̇_{m+1} − Ḋα_{m+1}.
-  void differentiate() {
-    Buffer<Real> alpha(codes_size), alpha_tangent(codes_size), sum(tile_size);
-    std::copy_n(dual.query.get(), tile_size, residuals.get());
-    std::copy_n(dual.tangent.get(), tile_size, residual_tangents.get());
-    std::fill_n(alpha.get(), codes_size, Real(0));
-    std::fill_n(alpha_tangent.get(), codes_size, Real(0));
-    for (int m = 0; m < p.iterations; ++m) {
-      Real* residual = residuals.get() + m * tile_size;
-      Real* tangent = residual_tangents.get() + m * tile_size;
-      if (m > 0) load_history(p, p.history, m, tile, residual);
-      std::fill_n(sum.get(), tile_size, Real(0));
-      for_each_tile([&](int64_t first, int64_t count) {
-        Real* code = alpha.get() + first * lanes;
-        Real* code_tangent = alpha_tangent.get() + first * lanes;
-        Real* tile_u = u.get() + m * codes_size + first * lanes;
-        Real* tile_u_tangent = u_tangent.get() + m * codes_size + first * lanes;
-        std::copy_n(code, count * lanes, tile_u);
-        std::copy_n(code_tangent, count * lanes, tile_u_tangent);
-        atoms.products(residual, tile_u, step, true);
-        atoms.products(tangent, tile_u_tangent, step, true);
-        if (p.tangent_atoms) tangents.products(residual, tile_u_tangent, step, true);
-        for (int64_t i = 0; i < count * lanes; i += kLanes<Real>) {
-          const auto shrunk = shrink<shrinkage>(load(tile_u + i), p.lambda[m], p.tau[m]);
-          store(code + i, shrunk.value);
-          store(code_tangent + i, shrunk.first * load(tile_u_tangent + i));
-        }
-        atoms.weighted_sum(code_tangent, sum.get(), Real(1));
-        if (p.tangent_atoms) tangents.weighted_sum(code, sum.get(), Real(1));
-      });
-      for (int64_t i = 0; i < tile_size; ++i) {
-        tangent[tile_size + i] = dual.tangent.get()[i] - sum.get()[i];
-      }
-    }
-  }
-
-  // Adjoints of tangents carry a dot. From ṙ'_N = G, r'_N = 0, for m = N−1 … 0:
-  //   α̇' −= Dᵀṙ'_{m+1};  α' −= Dᵀr'_{m+1} + Ḋᵀṙ'_{m+1};  D̄ −= α_{m+1} r'_{m+1}ᵀ + α̇_{m+1} ṙ'_{m+1}ᵀ
-  //   u̇' = σ'(u) α̇';  u' = σ'(u) α' + σ''(u) u̇ α̇'   (the next α̇', α')
-  //   ṙ'_m = ηDu̇';  r'_m = ηDu' + ηḊu̇';  D̄ += η(u' r_mᵀ + u̇' ṙ_mᵀ)
-  // and the adjoints of z and ż are the sums of r' and ṙ' over all m.
-  void reverse() {
-    const int64_t padded = grad_atoms.padded_width, turned = grad_atoms.sum ? lanes * padded : 0;
-    Buffer<Real> bar(codes_size), bar_tangent(codes_size), alpha(kTileAtoms * lanes),
-        alpha_tangent(kTileAtoms * lanes);
-    Buffer<Real> after(tile_size), after_tangent(tile_size), before(tile_size), before_tangent(tile_size);
-    Buffer<Real> residual_rows(turned), tangent_rows(turned), after_rows(turned), after_tangent_rows(turned);
-    std::fill_n(bar.get(), codes_size, Real(0));
-    std::fill_n(bar_tangent.get(), codes_size, Real(0));
-    std::fill_n(after.get(), tile_size, Real(0));
-    load_tile(p.grad_residual + row() * p.width, tile.count, p.width, lanes, after_tangent.get());
-    std::copy_n(after.get(), tile_size, dual.sum_query.get());
-    std::copy_n(after_tangent.get(), tile_size, dual.sum_tangent.get());
-    for (int m = p.iterations - 1; m >= 0; --m) {
-      std::fill_n(before.get(), tile_size, Real(0));
-      std::fill_n(before_tangent.get(), tile_size, Real(0));
-      if (grad_atoms.sum) {
-        turn_tile(residuals.get() + m * tile_size, p.width, lanes, padded, residual_rows.get());
-        turn_tile(residual_tangents.get() + m * tile_size, p.width, lanes, padded, tangent_rows.get());
-        turn_tile(after.get(), p.width, lanes, padded, after_rows.get());
-        turn_tile(after_tangent.get(), p.width, lanes, padded, after_tangent_rows.get());
-      }
-      for_each_tile([&](int64_t first, int64_t count) {
-        Real* tile_bar = bar.get() + first * lanes;
-        Real* tile_bar_tangent = bar_tangent.get() + first * lanes;
-        const Real* tile_u = u.get() + m * codes_size + first * lanes;
-        const Real* tile_u_tangent = u_tangent.get() + m * codes_size + first * lanes;
-        atoms.products(after_tangent.get(), tile_bar_tangent, Real(-1), true);
-        if (m + 1 < p.iterations) atoms.products(after.get(), tile_bar, Real(-1), true);
-        if (p.tangent_atoms) tangents.products(after_tangent.get(), tile_bar, Real(-1), true);
-        for (int64_t i = 0; i < count * lanes; i += kLanes<Real>) {
-          const auto shrunk = shrink<shrinkage>(load(tile_u + i), p.lambda[m], p.tau[m]);
-          const Vector<Real> dot = load(tile_u_tangent + i), adjoint = load(tile_bar_tangent + i);
-          store(alpha.get() + i, shrunk.value);
-          store(alpha_tangent.get() + i, shrunk.first * dot);
-          store(tile_bar + i, shrunk.first * load(tile_bar + i) + shrunk.second * dot * adjoint);
-          store(tile_bar_tangent + i, shrunk.first * adjoint);
-        }
-        atoms.weighted_sum(tile_bar_tangent, before_tangent.get(), step);
-        atoms.weighted_sum(tile_bar, before.get(), step);
-        if (p.tangent_atoms) tangents.weighted_sum(tile_bar_tangent, before.get(), step);
-        if (grad_atoms.sum) {
-          grad_atoms.add(first, count, alpha.get(), after_rows.get(), Real(-1));
-          grad_atoms.add(first, count, alpha_tangent.get(), after_tangent_rows.get(), Real(-1));
-          grad_atoms.add(first, count, tile_bar, residual_rows.get(), step);
-          grad_atoms.add(first, count, tile_bar_tangent, tangent_rows.get(), step);
-        }
-      });
-      for (int64_t i = 0; i < tile_size; ++i) {
-        dual.sum_query.get()[i] += before.get()[i];
-        dual.sum_tangent.get()[i] += before_tangent.get()[i];
-      }
-      std::swap(before, after);
-      std::swap(before_tangent, after_tangent);
-    }
-  }
-
-  const IstcDoubleBackward<Real>& p;
-  const QueryTile& tile;
-  const AtomGradient<Real>& grad_atoms;
-  DualQueries<Real>& dual;
-  const int64_t lanes, tile_size, codes_size;
-  const Real step;
-  Stream<Real> atoms, tangents;
-  Buffer<Real> residuals, residual_tangents;  // r_m and ṙ_m
-  Buffer<Real> u, u_tangent;                  // u_m and u̇_m
 };
+
+// u̇_m = α̇_m + η(Dᵀṙ_m + Ḋᵀr_m);  α̇_{m+1} = σ'(u_m) u̇_m;  ṙ_{m+1} = ż − Dα̇_{m+1} − Ḋα_{m+1}.
+template <class Real, Shrinkage shrinkage>
+void differentiate(const IstcDoubleBackward<Real>& p, const Stream<Real>& stream, int64_t task,
+                   const Panels<Real>& panels, const DualArrays<Real>& own) {
+  const int64_t tile_size = panels.size(p.width);
+  scale_tile(own.query_tangent, p.step[task], tile_size, own.residual_tangents);
+  for (int m = 0; m < p.iterations; ++m) {
+    const Real* residual = own.residuals + m * tile_size;
+    Real* tangent = own.residual_tangents + m * tile_size;
+    stream.sweep(task, panels, 1, tangent + tile_size, [&](const Tile<Real>& tile) {
+      Real *u = own.u(m) + tile.at(), *dot = own.u_tangent(m) + tile.at();
+      Real *code = tile.local[0], *code_tangent = tile.local[1];
+      if (m > 0) {
+        const Real *u_before = own.u(m - 1) + tile.at(), *dot_before = own.u_tangent(m - 1) + tile.at();
+        const Real lambda = p.lambda[m - 1], tau = p.tau[m - 1];
+        for_each_vector<Real>(tile.size(), [&](int64_t i) {
+          const auto shrunk = shrink<shrinkage>(load(u_before + i), lambda, tau);
+          store(u + i, shrunk.value);
+          store(dot + i, shrunk.first * load(dot_before + i));
+        });
+      }
+      tile.products(tile.atoms, residual, u, m > 0);
+      tile.products(tile.atoms, tangent, dot, m > 0);
+      if (p.tangent_atoms) tile.products(tile.tangents, residual, dot, true);
+      const Real lambda = p.lambda[m], tau = p.tau[m];
+      for_each_vector<Real>(tile.size(), [&](int64_t i) {
+        const auto shrunk = shrink<shrinkage>(load(u + i), lambda, tau);
+        store(code + i, shrunk.value);
+        store(code_tangent + i, shrunk.first * load(dot + i));
+      });
+      tile.weighted_sum(tile.atoms, code_tangent, tile.sums, Real(-1));
+      if (p.tangent_atoms) tile.weighted_sum(tile.tangents, code, tile.sums, Real(-1));
+    });
+    const Real factor = m + 1 < p.iterations ? p.step[task] : Real(1);
+    for (int64_t i = 0; i < tile_size; ++i) {
+      tangent[tile_size + i] = factor * (own.query_tangent[i] - tangent[tile_size + i]);
+    }
+  }
+}
+
+// Adjoints of tangents carry a dot. From ṙ'_N = G, r'_N = 0, for m = N−1 … 0:
+//   α̇' −= Dᵀṙ'_{m+1};  α' −= Dᵀr'_{m+1} + Ḋᵀṙ'_{m+1};  D̄ −= α_{m+1} r'_{m+1}ᵀ + α̇_{m+1} ṙ'_{m+1}ᵀ
+//   u̇' = σ'(u) α̇';  u' = σ'(u) α' + σ''(u) u̇ α̇'   (the next α̇', α')
+//   ṙ'_m = ηDu̇';  r'_m = ηDu' + ηḊu̇';  D̄ += η(u' r_mᵀ + u̇' ṙ_mᵀ)
+// and the adjoints of z and ż are the sums of r' and ṙ' over all m.
+template <class Real, Shrinkage shrinkage>
+void reverse_dual(const IstcDoubleBackward<Real>& p, const Stream<Real>& stream, int64_t task,
+                  const Panels<Real>& panels, const DualArrays<Real>& own) {
+  const int64_t tile_size = panels.size(p.width);
+  const int last = p.iterations - 1;
+  for (int m = last; m >= 0; --m) {
+    const Real *after = own.adjoints + 2 * (m + 1) * tile_size, *after_tangent = after + tile_size;
+    stream.sweep(task, panels, 2, own.adjoints + 2 * m * tile_size, [&](const Tile<Real>& tile) {
+      Real *u = own.u(m) + tile.at(), *dot = own.u_tangent(m) + tile.at();
+      Real *bar = tile.local[0], *bar_tangent = tile.local[1];
+      if (m < last) {
+        std::copy_n(own.u(m + 1) + tile.at(), tile.size(), bar);
+        std::copy_n(own.u_tangent(m + 1) + tile.at(), tile.size(), bar_tangent);
+        tile.products(tile.atoms, after, bar, true);
+      } else {
+        std::fill_n(bar, tile.size(), Real(0));
+      }
+      tile.products(tile.atoms, after_tangent, bar_tangent, m < last);
+      if (p.tangent_atoms) tile.products(tile.tangents, after_tangent, bar, true);
+      Real* code = p.grad_atoms ? own.codes(m) + tile.at() : nullptr;
+      Real* code_tangent = p.grad_atoms ? own.code_tangents(m) + tile.at() : nullptr;
+      const Real lambda = p.lambda[m], tau = p.tau[m];
+      for_each_vector<Real>(tile.size(), [&](int64_t i) {
+        const auto shrunk = shrink<shrinkage>(load(u + i), lambda, tau);
+        const Vector<Real> u_dot = load(dot + i), adjoint = load(bar_tangent + i);
+        if (code) {
+          store(code + i, shrunk.value);
+          store(code_tangent + i, shrunk.first * u_dot);
+        }
+        store(u + i, shrunk.first * load(bar + i) + shrunk.second * u_dot * adjoint);
+        store(dot + i, shrunk.first * adjoint);
+      });
+      tile.weighted_sum(tile.atoms, u, tile.sums, Real(-1));
+      if (p.tangent_atoms) tile.weighted_sum(tile.tangents, dot, tile.sums, Real(-1));
+      tile.weighted_sum(tile.atoms, dot, tile.sums + tile_size, Real(-1));
+    });
+    Real* before = own.adjoints + 2 * m * tile_size;
+    scale_tile(before, -p.step[task], 2 * tile_size, before);
+  }
+}
+
+template <class Real, Shrinkage shrinkage>
+void double_backward_group(const IstcDoubleBackward<Real>& p, const Stream<Real>& stream, int64_t task,
+                           int64_t first, const Panels<Real>& panels, const DualArrays<Real>& own) {
+  const int64_t tile_size = panels.size(p.width), row = task * p.queries + first;
+  const int64_t maps = task * p.query_map.task_size();
+  gather_queries(panels, p.query_map, p.query_map.data + maps, first, own.patches);
+  gather_queries(panels, p.query_map, p.tangent_queries + maps, first, own.patch_tangents);
+  load_scale(p, p.scale, task, first, panels, own.scale);
+  load_scale(p, p.tangent_scale, task, first, panels, own.scale_tangent);
+  load_residuals(p, task, first, panels, own.patches, own.scale, own.residuals);
+  // z = s·x and ż = s·ẋ + ṡ·x for the patch x, its scale s and their tangents.
+  scale_lanes(panels, own.patch_tangents, own.scale, p.width, false, own.query_tangent);
+  scale_lanes(panels, own.patches, own.scale_tangent, p.width, true, own.query_tangent);
+
+  differentiate<Real, shrinkage>(p, stream, task, panels, own);
+  store_rows(panels, own.residual_tangents + p.iterations * tile_size, p.width,
+             p.grad_grad_residual + row * p.width);
+
+  Real* end = own.adjoints + 2 * p.iterations * tile_size;
+  std::fill_n(end, tile_size, Real(0));
+  load_rows(panels, p.grad_residual + row * p.width, p.width, end + tile_size);
+  scale_tile(end + tile_size, Real(-1), tile_size, end + tile_size);
+  reverse_dual<Real, shrinkage>(p, stream, task, panels, own);
+
+  std::fill_n(own.bar, tile_size, Real(0));
+  std::fill_n(own.bar_tangent, tile_size, Real(0));
+  for (int m = 0; m <= p.iterations; ++m) {
+    const Real* adjoints = own.adjoints + 2 * m * tile_size;
+    for (int64_t i = 0; i < tile_size; ++i) {
+      own.bar[i] -= adjoints[i];
+      own.bar_tangent[i] -= adjoints[tile_size + i];
+    }
+  }
+  if (!p.grad_atoms) return;
+  const auto turn = [&](int part, const Real* x) { own.side.turn(panels, part, x, p.width); };
+  for (int m = 0, n = p.iterations; m < n; ++m) {
+    turn(m, own.adjoints + 2 * (m + 1) * tile_size);
+    turn(n + m, own.adjoints + (2 * (m + 1) + 1) * tile_size);
+    turn(2 * n + m, own.residuals + m * tile_size);
+    turn(3 * n + m, own.residual_tangents + m * tile_size);
+  }
+}
 
 template <class Real>
 void istc_double_backward(const IstcDoubleBackward<Real>& p) {
+  const Stream<Real> stream(p, DualArrays<Real>::parts(p), p.grad_atoms, p.tangent_atoms);
+  const int64_t lanes = stream.plan.lanes;
+  const Slots<Real, DualArrays<Real>> slots(stream.slots(), p, lanes);
   with_shrinkage(p.shrinkage, [&](auto shrinkage) {
-    reverse<Real>(p, [&](const QueryTile& tile, const AtomGradient<Real>& gradient, Real* rows) {
-      // z = s·x and ż = s·ẋ + ṡ·x for the patch x, its scale s and their tangents.
-      const int64_t size = p.width * tile.lanes, row = tile.task * p.queries + tile.first;
-      Buffer<Real> patches(size), patch_tangents(size), scale(tile.lanes), scale_tangent(tile.lanes);
-      DualQueries<Real> dual(size);
-      load_queries(p, p.query_map.data, tile, patches.get());
-      load_queries(p, p.tangent_queries, tile, patch_tangents.get());
-      load_scale(p, p.scale, tile, scale.get());
-      load_scale(p, p.tangent_scale, tile, scale_tangent.get());
-      scale_lanes(patches.get(), scale.get(), p.width, tile.lanes, dual.query.get());
-      for (int64_t i = 0; i < size; ++i) {
-        const int64_t q = i % tile.lanes;
-        dual.tangent.get()[i] =
-            patch_tangents.get()[i] * scale.get()[q] + patches.get()[i] * scale_tangent.get()[q];
-      }
-      DoubleBackwardTile<Real, decltype(shrinkage)::value>(p, tile, gradient, dual).run();
-      finish_queries<Real>(p, tile, dual.sum_query.get(), patches.get(), rows);
-      for (int64_t q = 0; q < tile.count; ++q) {
-        Real product = 0;
-        for (int64_t i = 0; i < p.width; ++i) {
-          const Real adjoint = dual.sum_tangent.get()[i * tile.lanes + q];
-          product += adjoint * patch_tangents.get()[i * tile.lanes + q];
-          rows[(row + q) * p.width + i] += adjoint * scale_tangent.get()[q];
-        }
-        p.grad_scale[row + q] += product;
-      }
-    });
+    const auto body = [&](int64_t task, int64_t first, const Panels<Real>& panels, int64_t slot, Real* rows,
+                          Real* grad_scale) {
+      const DualArrays<Real> own = slots.at(slot, p, lanes);
+      double_backward_group<Real, decltype(shrinkage)::value>(p, stream, task, first, panels, own);
+      add_query_gradients(panels, p.width, own.bar, own.patches, own.scale, rows, grad_scale);
+      add_query_gradients(panels, p.width, own.bar_tangent, own.patch_tangents, own.scale_tangent, rows,
+                          grad_scale);
+    };
+    reverse<Real>(p, stream, body, [&](int64_t slot) { return slots.at(slot, p, lanes).side; });
   });
 }
 

@@ -1,4 +1,4 @@
-// Forward: the iteration itself, and the search for the most correlated atom.
+// Forward: the iteration itself.
 #pragma once
 
 #include "stream.h"
@@ -6,96 +6,79 @@
 namespace fsad {
 inline namespace FSAD_ISA {
 
+// Codes up to which an atom needs no weighted sum: with soft shrinkage zeros alone, with SigShrink what is
+// below rounding even if all atoms' come together. Below zero where SigShrink, at a sharpness τλ that leaves
+// no code so small, makes it useless to look.
+template <Shrinkage shrinkage, class Real>
+Real negligible_code(Real lambda, Real tau) {
+  if (shrinkage == Shrinkage::soft) return 0;
+  const int bits = VectorOf<Real>::kMantissa + 17;
+  const bool any = shrinkage == Shrinkage::sigshrink && tau * lambda > bits * Real(0.7);
+  return any ? std::ldexp(lambda, -bits) : Real(-1);
+}
+
+// What a group keeps: tiles (d × lanes), of which `residual` holds ηr, a factor for every lane, and its codes
+// (atoms × lanes).
+template <class Real>
+struct ForwardArrays {
+  Real *query, *residual, *sum, *scale, *codes;
+
+  ForwardArrays(Carver<Real>& carver, const IstcProblem<Real>& p, int64_t lanes) {
+    const int64_t tile = round_up(p.width * lanes, kLanes<Real>);
+    for (Real** array : {&query, &residual, &sum}) *array = carver.take(tile);
+    scale = carver.take(lanes);
+    codes = carver.take(round_up(p.atoms * lanes, kLanes<Real>));
+  }
+};
+
+// scale of every lane; zero in unused ones.
+template <class Real>
+void load_scale(const IstcProblem<Real>& p, const Real* scale, int64_t task, int64_t first,
+                const Panels<Real>& panels, Real* lanes) {
+  for (int64_t q = 0; q < panels.lanes; ++q) {
+    lanes[q] = q < panels.count ? scale[task * p.queries + first + q] : Real(0);
+  }
+}
+
 template <class Real, Shrinkage shrinkage>
-void forward_tile(const IstcForward<Real>& p, const QueryTile& tile) {
-  const int64_t lanes = tile.lanes, tile_size = p.width * lanes;
-  const Real step = p.step[tile.task];
-  Stream<Real> stream(p, p.atom_map.data, tile.task, lanes);
-  Buffer<Real> scale(lanes), query(tile_size), residual(tile_size), sum(tile_size);
-  Buffer<Real> codes(p.atoms * lanes), products(kTileAtoms * lanes);
-  load_queries(p, p.query_map.data, tile, query.get());
-  load_scale(p, p.scale, tile, scale.get());
-  scale_lanes(query.get(), scale.get(), p.width, lanes, query.get());
-  std::copy_n(query.get(), tile_size, residual.get());
+void forward_group(const IstcForward<Real>& p, const Stream<Real>& stream, int64_t task, int64_t first,
+                   const Panels<Real>& panels, const ForwardArrays<Real>& own) {
+  const int64_t tile_size = panels.size(p.width);
+  const Real step = p.step[task];
+  gather_queries(panels, p.query_map, p.query_map.data + task * p.query_map.task_size(), first, own.query);
+  load_scale(p, p.scale, task, first, panels, own.scale);
+  scale_lanes(panels, own.query, own.scale, p.width, false, own.query);
+  scale_tile(own.query, step, tile_size, own.residual);
 
   for (int m = 0; m < p.iterations; ++m) {
-    std::fill_n(sum.get(), tile_size, Real(0));
-    stream.for_each_tile([&](int64_t first, int64_t count) {
-      Real* alpha = codes.get() + first * lanes;
-      stream.products(residual.get(), products.get(), step, false);
-      for (int64_t i = 0; i < count * lanes; i += kLanes<Real>) {
-        Vector<Real> u = load(products.get() + i);
-        if (m > 0) u += load(alpha + i);
-        store(alpha + i, shrink<shrinkage>(u, p.lambda[m], p.tau[m]).value);
-      }
-      stream.weighted_sum(alpha, sum.get(), Real(1));
+    const Real lambda = p.lambda[m], tau = p.tau[m], negligible = negligible_code<shrinkage>(lambda, tau);
+    stream.sweep(task, panels, 1, own.sum, [&](const Tile<Real>& tile) {
+      Real* codes = own.codes + tile.at();
+      tile.products(tile.atoms, own.residual, codes, m > 0);
+      for_each_vector<Real>(tile.size(), [&](int64_t i) {
+        store(codes + i, shrink<shrinkage>(load(codes + i), lambda, tau).value);
+      });
+      tile.weighted_sum(tile.atoms, codes, tile.sums, negligible);
     });
-    for (int64_t i = 0; i < tile_size; ++i) residual.get()[i] = query.get()[i] - sum.get()[i];
+    for (int64_t i = 0; i < tile_size; ++i) own.residual[i] = own.query[i] - own.sum[i];
     Real* target = m + 1 < p.iterations ? p.history + m * p.tasks * p.queries * p.width : p.residual;
-    store_tile(residual.get(), tile.count, p.width, lanes,
-               target + (tile.task * p.queries + tile.first) * p.width, p.width);
+    store_rows(panels, own.residual, p.width, target + (task * p.queries + first) * p.width);
+    scale_tile(own.residual, step, tile_size, own.residual);
   }
-}
-
-template <class Real>
-void peak_tile(const PeakAtom<Real>& p, const QueryTile& tile) {
-  const int64_t lanes = tile.lanes;
-  IstcProblem<Real> problem{};
-  problem.atoms = p.atoms;
-  problem.width = p.width;
-  problem.query_map = p.query_map;
-  problem.atom_map = p.atom_map;
-  problem.atom_index = p.atom_index;
-  Stream<Real> stream(problem, p.atom_map.data, tile.task, lanes);
-  Buffer<Real> query(p.width * lanes), products(kTileAtoms * lanes), best(lanes);
-  Buffer<int64_t> where(lanes);
-  load_queries(problem, p.query_map.data, tile, query.get());
-  std::fill_n(best.get(), lanes, Real(-1));
-  std::fill_n(where.get(), lanes, 0);
-  stream.for_each_tile([&](int64_t first, int64_t count) {
-    stream.products(query.get(), products.get(), Real(1), false);
-    for (int64_t atom = 0; atom < count; ++atom) {
-      for (int64_t q = 0; q < lanes; ++q) {
-        const Real value = products.get()[atom * lanes + q];
-        const Real magnitude = value < 0 ? -value : value;
-        const bool better = magnitude > best.get()[q];
-        best.get()[q] = better ? magnitude : best.get()[q];
-        where.get()[q] = better ? first + atom : where.get()[q];
-      }
-    }
-  });
-  for (int64_t q = 0; q < tile.count; ++q) {
-    const int64_t atom = where.get()[q];
-    p.peak[tile.task * p.queries + tile.first + q] =
-        p.atom_index ? p.atom_index[tile.task * p.atoms + atom] : atom;
-  }
-}
-
-// Calls body(tile) for every tile of queries of every task, on torch's threads.
-template <class Real, class Body>
-void for_each_query_tile(int64_t tasks, int64_t queries, Body body) {
-  const int64_t lanes = tile_lanes(tasks, queries, kBlock<Real>);
-  const int64_t tiles = (queries + lanes - 1) / lanes;
-  torch::stable::parallel_for(0, tasks * tiles, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % tiles * lanes;
-      body(QueryTile{i / tiles, first, std::min(lanes, queries - first), lanes});
-    }
-  });
 }
 
 template <class Real>
 void istc_forward(const IstcForward<Real>& p) {
+  const Stream<Real> stream(p, 1, false);
+  const Slots<Real, ForwardArrays<Real>> slots(stream.slots(), p, stream.plan.lanes);
   with_shrinkage(p.shrinkage, [&](auto shrinkage) {
-    for_each_query_tile<Real>(p.tasks, p.queries, [&](const QueryTile& tile) {
-      forward_tile<Real, decltype(shrinkage)::value>(p, tile);
+    stream.for_each(stream.groups(), stream.plan.grain, [&](int64_t group, int64_t slot) {
+      stream.with_group(group, [&](int64_t task, int64_t first, const Panels<Real>& panels) {
+        forward_group<Real, decltype(shrinkage)::value>(p, stream, task, first, panels,
+                                                        slots.at(slot, p, stream.plan.lanes));
+      });
     });
   });
-}
-
-template <class Real>
-void peak_atom(const PeakAtom<Real>& p) {
-  for_each_query_tile<Real>(p.tasks, p.queries, [&](const QueryTile& tile) { peak_tile(p, tile); });
 }
 
 }  // namespace FSAD_ISA

@@ -1,5 +1,6 @@
 // The CPU kernels of one instruction set: compiled once for each, into its own inline namespace.
 #include "istc_double_backward.h"
+#include "peak_atom.h"
 
 namespace fsad {
 inline namespace FSAD_ISA {

@@ -8,10 +8,24 @@
 namespace fsad {
 inline namespace FSAD_ISA {
 
-#ifdef __AVX2__
+// FSAD_VECTOR_BYTES: wider than the instruction set has, so that the compiler puts lanes together from
+// narrower ones. The tests compile the AVX-512 form so.
+#if defined(FSAD_VECTOR_BYTES)
+constexpr int kVectorBytes = FSAD_VECTOR_BYTES;
+#elif defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;  // SSE2 and NEON, which every x86-64 and AArch64 has
+#endif
+
+// Rows of a block of accumulators, two vectors wide: with two vectors and a broadcast beside them, as many as
+// 16 registers hold, or the 32 of AVX-512 and AArch64.
+#if defined(__aarch64__)
+constexpr int kBlockRows = 12;
+#else
+constexpr int kBlockRows = kVectorBytes == 64 ? 12 : 6;
 #endif
 
 template <class Real>
@@ -22,6 +36,7 @@ struct VectorOf<float> {
   typedef float Type __attribute__((vector_size(kVectorBytes)));
   typedef int32_t Int __attribute__((vector_size(kVectorBytes)));
   static constexpr int kMantissa = 23, kBias = 127, kTaylor = 7;
+  static constexpr float kShift = 12582912;  // 1.5 · 2^23: adding it rounds to an integer in the low bits
   // ln 2 in two parts, the first with few enough digits that n·kLn2High is exact.
   static constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
 };
@@ -31,6 +46,7 @@ struct VectorOf<double> {
   typedef double Type __attribute__((vector_size(kVectorBytes)));
   typedef int64_t Int __attribute__((vector_size(kVectorBytes)));
   static constexpr int kMantissa = 52, kBias = 1023, kTaylor = 13;
+  static constexpr double kShift = 6755399441055744;  // 1.5 · 2^52
   static constexpr double kLog2e = 1.4426950408889634, kLn2High = 6.93147180369123816490e-01,
                           kLn2Low = 1.90821492927058770002e-10;
 };
@@ -54,22 +70,25 @@ inline void store(Real* target, Vector<Real> value) {
   __builtin_memcpy(target, &value, sizeof value);
 }
 
+// 1/n! as a number that the compiler folds.
+constexpr double inverse_factorial(int n) { return n < 2 ? 1.0 : inverse_factorial(n - 1) / n; }
+
 // e^x for |x| ≤ 80 (float) or 700 (double): 2^n e^r with |r| ≤ ln2/2 and e^r by its Taylor series, whose
 // first term left out is below 6e-9 (float) or 5e-18 (double). Error at most 2 units in the last place.
 template <class Real>
 inline Vector<Real> vector_exp(Vector<Real> x) {
   using Traits = VectorOf<Real>;
   using Int = typename Traits::Int;
-  const Vector<Real> scaled = x * Traits::kLog2e, half = x - x + Real(0.5);
-  const Int n = __builtin_convertvector(scaled + (scaled < 0 ? -half : half), Int);
-  const Vector<Real> whole = __builtin_convertvector(n, Vector<Real>);
-  const Vector<Real> r = (x - whole * Traits::kLn2High) - whole * Traits::kLn2Low;
-  Vector<Real> series = half + half;
+  const Vector<Real> shifted = x * Traits::kLog2e + Traits::kShift;
+  const Vector<Real> n = shifted - Traits::kShift;
+  const Vector<Real> r = (x - n * Traits::kLn2High) - n * Traits::kLn2Low;
+  Vector<Real> series =
+      r * Real(inverse_factorial(Traits::kTaylor)) + Real(inverse_factorial(Traits::kTaylor - 1));
 #pragma GCC unroll 16
-  for (int term = Traits::kTaylor; term > 0; --term) {
-    series = series * (r * (Real(1) / Real(term))) + Real(1);
-  }
-  const Int power = (n + Traits::kBias) << Traits::kMantissa;
+  for (int term = Traits::kTaylor - 2; term >= 0; --term) series = series * r + Real(inverse_factorial(term));
+  Int bits;  // n + kShift as a number: n in the low bits, and what is above is shifted out
+  __builtin_memcpy(&bits, &shifted, sizeof bits);
+  const Int power = (bits + Traits::kBias) << Traits::kMantissa;
   Vector<Real> factor;
   __builtin_memcpy(&factor, &power, sizeof factor);
   return series * factor;

@@ -1,122 +1,198 @@
-// The skeleton that every kernel here is an instance of: stream the atoms past a tile of queries.
+// The skeleton that every kernel here is an instance of: stream the atoms past a group of queries.
 //
 // Inner products of a few query-side tiles X_i with every atom, a pointwise rule on them, a weighted sum of
 // the atoms:  S_i = D X_i,  W = rule(S_0, S_1, …),  Y += Dᵀ W.  (Atoms are rows here.)
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
+#include <array>
+#include <cmath>
 
-#include "tiles.h"
+#include "tiling.h"
 
 namespace fsad {
 inline namespace FSAD_ISA {
 
-// One tile of queries of one task.
-struct QueryTile {
-  int64_t task, first, count, lanes;
+constexpr int kLocalArrays = 2, kSums = 2;
+
+// What one thread has of its own while atoms stream by.
+template <class Real>
+struct WorkerArrays {
+  Real *packed, *packed_tangents;  // tiles of atoms (atoms × d)
+  Real* local[kLocalArrays];       // a rule's numbers for one tile (atoms × lanes)
+  Real* sums;                      // kSums tiles (d × lanes), if the atoms are split
+
+  WorkerArrays(Carver<Real>& carver, int64_t width, int64_t lanes) {
+    const int64_t atoms = tile_atoms(width), tile = atoms * AtomRows<Real>::packed_stride(width);
+    packed = carver.take(tile);
+    packed_tangents = carver.take(tile);
+    for (Real*& array : local) array = carver.take(round_up(atoms * lanes, kLanes<Real>));
+    sums = carver.take(kSums * round_up(width * lanes, kLanes<Real>));
+  }
 };
 
-// The atoms of one task past one tile of queries. All arrays have `lanes` columns.
+// One tile of atoms beside one group of queries.
 template <class Real>
-class Stream {
- public:
-  Stream(const IstcProblem<Real>& problem, const Real* atoms, int64_t task, int64_t lanes)
-      : atoms_(problem.atom_map, atoms, problem.atom_index, task, problem.atoms, problem.width),
-        count_(problem.atoms),
-        width_(problem.width),
-        lanes_(lanes) {}
+struct Tile {
+  int64_t first, count;  // atoms
+  const Panels<Real>& panels;
+  int64_t width;
+  Rows<Real> atoms, tangents;
+  Real* const* local;
+  Real* sums;  // where this tile's weighted sums go
 
-  // Calls body(first, count) for every tile of atoms, after which products and sums refer to that tile.
-  template <class Body>
-  void for_each_tile(Body body) {
-    for (int64_t first = 0; first < count_; first += kTileAtoms) {
-      select(first, std::min(kTileAtoms, count_ - first));
-      body(first, tile_count_);
-    }
+  int64_t at() const { return first * panels.lanes; }    // in arrays of all atoms × lanes
+  int64_t size() const { return count * panels.lanes; }  // numbers of this tile
+
+  // S (atoms × lanes) = D X, or += D X, with X (d × lanes).
+  void products(Rows<Real> rows, const Real* x, Real* s, bool accumulate) const {
+    const int64_t lanes = panels.lanes;
+    panels.for_each(width, [&](int64_t panel, int64_t lane, int64_t columns) {
+      if (columns == 1)
+        return inner_products<Real>(count, rows, width, x + panel, {s + lane, lanes, accumulate});
+      for (int64_t start = 0; start < width; start += kDepth) {
+        const int64_t depth = std::min(kDepth, width - start);
+        const Rows<Real> part{rows.data + start, rows.stride};
+        const Real* x_part = x + panel + start * columns;
+        const Target<Real> target{s + lane, lanes, accumulate || start > 0};
+        if (columns == kBlock<Real>) {
+          right_product<Real, 2>(count, part, depth, 1, x_part, columns, target);
+        } else {
+          right_product<Real, 1>(count, part, depth, 1, x_part, columns, target);
+        }
+      }
+    });
   }
 
-  void select(int64_t first, int64_t count) {
-    tile_count_ = count;
-    rows_ = atoms_.rows(first, count);
-  }
-
-  // S (atoms × lanes) = factor · D X, or += with X (d × lanes).
-  void products(const Real* x, Real* s, Real factor, bool accumulate) const {
-    gemm<Real>(tile_count_, lanes_, width_, {rows_, width_, 1}, x, lanes_, s, lanes_, factor, accumulate);
-  }
-
-  // Y (d × lanes) += factor · Dᵀ W with W (atoms × lanes).
-  void weighted_sum(const Real* w, Real* y, Real factor) const {
-    gemm<Real>(width_, lanes_, tile_count_, {rows_, 1, width_}, w, lanes_, y, lanes_, factor, true);
+  // Y (d × lanes) += Dᵀ W with W (atoms × lanes). Atoms none of whose weights in a panel exceeds
+  // `negligible` are left out there; if that is below zero, nobody looks.
+  void weighted_sum(Rows<Real> rows, const Real* w, Real* y, Real negligible) const {
+    const int64_t lanes = panels.lanes;
+    std::array<int, 96> listed;
+    int64_t used = count;
+    for (int i = 0; i < count; ++i) listed[i] = i;
+    panels.for_each(width, [&](int64_t panel, int64_t lane, int64_t columns) {
+      if (negligible >= 0) used = list_weighty(w + lane, columns, negligible, listed.data());
+      if (columns == kBlock<Real>) {
+        across_product<Real, 2>(width, rows, listed.data(), used, w + lane, lanes,
+                                {y + panel, columns, true});
+      } else if (columns > 1) {
+        across_product<Real, 1>(width, rows, listed.data(), used, w + lane, lanes,
+                                {y + panel, columns, true});
+      } else {
+        weighted_rows<Real>(width, rows, listed.data(), used, w + lane, lanes, y + panel);
+      }
+    });
   }
 
  private:
-  AtomRows<Real> atoms_;
-  int64_t count_, width_, lanes_, tile_count_ = 0;
-  const Real* rows_ = nullptr;
-};
-
-// One thread's part of the dictionary gradient: D̄ (k × padded d) += factor · W Xᵀ.
-template <class Real>
-struct AtomGradient {
-  Real* sum;  // null: not wanted
-  int64_t padded_width, lanes;
-
-  // W (atoms × lanes) of the tile at `first`, X given row by row (lanes × padded d).
-  void add(int64_t first, int64_t count, const Real* w, const Real* x_rows, Real factor) const {
-    gemm<Real>(count, padded_width, lanes, {w, lanes, 1}, x_rows, padded_width, sum + first * padded_width,
-               padded_width, factor, true);
+  int64_t list_weighty(const Real* w, int64_t columns, Real negligible, int* listed) const {
+    int64_t used = 0;
+    for (int atom = 0; atom < count; ++atom) {
+      const Real* weights = w + atom * panels.lanes;
+      Real largest = 0;
+      for (int64_t q = 0; q < columns; ++q) largest = std::max(largest, std::abs(weights[q]));
+      listed[used] = atom;
+      used += largest > negligible;
+    }
+    return used;
   }
 };
 
-// A tile (d × lanes) read across, row by row (lanes × padded d), as AtomGradient takes it.
+inline int64_t thread_index() {
+  uint32_t index;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_thread_idx(&index));
+  return index;
+}
+
+// The problem, its plan, and what the threads share of it.
 template <class Real>
-void turn_tile(const Real* tile, int64_t width, int64_t lanes, int64_t padded_width, Real* rows) {
-  store_tile(tile, lanes, width, lanes, rows, padded_width);
-  for (int64_t q = 0; q < lanes; ++q) {
-    std::fill(rows + q * padded_width + width, rows + (q + 1) * padded_width, Real(0));
+class Stream {
+ public:
+  Stream(const IstcProblem<Real>& problem, int arrays, bool sums_over_queries,
+         const Real* tangent_atoms = nullptr)
+      : p(problem),
+        plan(problem.tasks, problem.queries, problem.atoms, problem.width, arrays, sums_over_queries),
+        threads_(torch::stable::get_num_threads()),
+        has_tangents_(tangent_atoms != nullptr),
+        tangent_map_(problem.atom_map),
+        workers_(plan.splits > 1 ? plan.splits : threads_, problem.width, plan.lanes) {
+    tangent_map_.data = tangent_atoms;
   }
-}
 
-// Scaled query patches (d × lanes) of a tile, and the patches before scaling.
-template <class Real>
-void load_queries(const IstcProblem<Real>& p, const Real* data, const QueryTile& tile, Real* patches) {
-  gather_queries(p.query_map, data + tile.task * p.query_map.task_size(), tile.first, tile.count, tile.lanes,
-                 patches);
-}
+  const IstcProblem<Real>& p;
+  const Plan<Real> plan;
 
-// scale of every lane; zero in unused ones.
-template <class Real>
-void load_scale(const IstcProblem<Real>& p, const Real* scale, const QueryTile& tile, Real* lanes) {
-  for (int64_t q = 0; q < tile.lanes; ++q) {
-    lanes[q] = q < tile.count ? scale[tile.task * p.queries + tile.first + q] : Real(0);
+  // Sets of arrays that for_each_group hands out.
+  int64_t slots() const { return plan.splits > 1 ? 1 : threads_; }
+  int64_t groups() const { return p.tasks * plan.groups; }
+
+  // Calls body(task, first query, panels) of a group by its number.
+  template <class Body>
+  void with_group(int64_t group, Body body) const {
+    const int64_t first = group % plan.groups * plan.lanes;
+    body(group / plan.groups, first, Panels<Real>(std::min(plan.lanes, p.queries - first), plan.single));
   }
-}
 
-// y = x · s lane by lane, for all d rows.
-template <class Real>
-void scale_lanes(const Real* x, const Real* s, int64_t width, int64_t lanes, Real* y) {
-  for (int64_t i = 0; i < width; ++i) {
-    for (int64_t q = 0; q < lanes; ++q) y[i * lanes + q] = x[i * lanes + q] * s[q];
+  // Calls body(i, slot) for i in [0, count): on torch's threads, each with a slot of its own, unless the
+  // atoms of a group are what threads share.
+  template <class Body>
+  void for_each(int64_t count, int64_t grain, Body body) const {
+    if (plan.splits > 1) {
+      for (int64_t i = 0; i < count; ++i) body(i, int64_t(0));
+      return;
+    }
+    torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) body(i, thread_index());
+    });
   }
-}
 
-// r_m (T, n, d) of the saved residuals into a tile; m ≥ 1.
-template <class Real>
-void load_history(const IstcProblem<Real>& p, const Real* history, int m, const QueryTile& tile,
-                  Real* residual) {
-  const int64_t row = ((m - 1) * p.tasks + tile.task) * p.queries + tile.first;
-  load_tile(history + row * p.width, tile.count, p.width, tile.lanes, residual);
-}
+  // Calls rule(tile) for all tiles of atoms of a task, past one group of queries, and leaves `sums` tiles
+  // (d × lanes) of weighted sums in `totals`.
+  template <class Rule>
+  void sweep(int64_t task, const Panels<Real>& panels, int sums, Real* totals, Rule rule) const {
+    const int64_t size = sums * panels.size(p.width);
+    if (plan.splits == 1) {
+      stream(task, panels, 0, p.atoms, thread_index(), totals, size, rule);
+      return;
+    }
+    torch::stable::parallel_for(0, plan.splits, 1, [&](int64_t begin, int64_t end) {
+      const int64_t tiles = (p.atoms + tile_atoms(p.width) - 1) / tile_atoms(p.width);
+      for (int64_t split = begin; split < end; ++split) {
+        const int64_t first = split * tiles / plan.splits * tile_atoms(p.width);
+        const int64_t last = (split + 1) * tiles / plan.splits * tile_atoms(p.width);
+        stream(task, panels, first, std::min(last, p.atoms), split, nullptr, size, rule);
+      }
+    });
+    std::fill_n(totals, size, Real(0));
+    for (int64_t split = 0; split < plan.splits; ++split) {
+      const Real* partial = workers_.at(split, p.width, plan.lanes).sums;
+      for (int64_t i = 0; i < size; ++i) totals[i] += partial[i];
+    }
+  }
 
-// Queries a tile: as many as the caches like, fewer if threads would idle. A query's result does not depend
-// on it.
-inline int64_t tile_lanes(int64_t tasks, int64_t queries, int64_t block) {
-  int64_t lanes = kTileQueries;
-  const int64_t wanted = 2 * torch::stable::get_num_threads();
-  while (lanes > block && tasks * ((queries + lanes - 1) / lanes) < wanted) lanes /= 2;
-  return lanes;
-}
+ private:
+  template <class Rule>
+  void stream(int64_t task, const Panels<Real>& panels, int64_t first, int64_t last, int64_t worker,
+              Real* sums, int64_t size, Rule rule) const {
+    const WorkerArrays<Real> own = workers_.at(worker, p.width, plan.lanes);
+    const AtomRows<Real> atoms(p.atom_map, p.atom_index, p.atoms, p.width, own.packed);
+    const AtomRows<Real> tangents(tangent_map_, p.atom_index, p.atoms, p.width, own.packed_tangents);
+    if (!sums) sums = own.sums;
+    std::fill_n(sums, size, Real(0));
+    const int64_t step = tile_atoms(p.width);
+    for (; first < last; first += step) {
+      const int64_t count = std::min(step, last - first);
+      const Rows<Real> rows = atoms.rows(task, first, count);
+      const Rows<Real> dotted = has_tangents_ ? tangents.rows(task, first, count) : Rows<Real>{};
+      rule(Tile<Real>{first, count, panels, p.width, rows, dotted, own.local, sums});
+    }
+  }
+
+  int64_t threads_;
+  bool has_tangents_;
+  PatchMap<const Real> tangent_map_;
+  Slots<Real, WorkerArrays<Real>> workers_;
+};
 
 // Calls body(shrinkage tag) with the shrinkage as a compile-time constant.
 template <class Body>

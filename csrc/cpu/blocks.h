@@ -1,0 +1,175 @@
+// The micro-kernels: small matrix products whose result stays in registers.
+//
+//   right   C (rows × columns) = A B, or += A B   A's rows are read along: inner products with atoms
+//   across  C (rows × columns) += AᵀB             A's rows are read across: weighted sums of atoms
+//
+// B's columns lie in the lanes, one or two vectors of them; or B is a single column, and A's rows lie in
+// them. No factors: one more register, and the compiler would have to store a part of the block.
+#pragma once
+
+#include "simd.h"
+
+namespace fsad {
+inline namespace FSAD_ISA {
+
+// Columns of the widest block.
+template <class Real>
+constexpr int kBlock = 2 * kLanes<Real>;
+
+// Matrices of equal shape in one memory, `apart` numbers from one to the next: their rows are `stride` apart.
+template <class Real>
+struct Rows {
+  const Real* data;
+  int64_t stride;
+  int64_t apart = 0;
+};
+
+// A result's block, and what becomes of it.
+template <class Real>
+struct Target {
+  Real* data;
+  int64_t stride;
+  bool accumulate;
+};
+
+template <class Real, int kRows, int kVectors>
+inline void finish_block(Vector<Real> (&sum)[kRows][kVectors], const Target<Real>& target) {
+  for (int row = 0; row < kRows; ++row) {
+    for (int v = 0; v < kVectors; ++v) {
+      Real* place = target.data + row * target.stride + v * kLanes<Real>;
+      store(place, target.accumulate ? load(place) + sum[row][v] : sum[row][v]);
+    }
+  }
+}
+
+template <class Real, int kRows, int kVectors>
+inline void right_block(Rows<Real> a, int64_t depth, int64_t parts, const Real* b, int64_t b_stride,
+                        const Target<Real>& target) {
+  constexpr int lanes = kLanes<Real>;
+  Vector<Real> sum[kRows][kVectors] = {};
+  for (int64_t part = 0; part < parts; ++part) {
+    const Real* a_column = a.data + part * a.apart;
+    for (int64_t k = 0; k < depth; ++k, b += b_stride, ++a_column) {
+      Vector<Real> right[kVectors];
+      for (int v = 0; v < kVectors; ++v) right[v] = load(b + v * lanes);
+#pragma GCC unroll 12
+      for (int row = 0; row < kRows; ++row) {
+        const Real value = a_column[row * a.stride];
+        for (int v = 0; v < kVectors; ++v) sum[row][v] += right[v] * value;
+      }
+    }
+  }
+  finish_block<Real, kRows, kVectors>(sum, target);
+}
+
+template <class Real, int kRows, int kVectors>
+inline void across_block(Rows<Real> a, const int* listed, int64_t depth, const Real* b, int64_t b_stride,
+                         const Target<Real>& target) {
+  constexpr int lanes = kLanes<Real>;
+  Vector<Real> sum[kRows][kVectors] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    const int64_t atom = listed[k];
+    const Real* a_row = a.data + atom * a.stride;
+    const Real* b_row = b + atom * b_stride;
+    Vector<Real> right[kVectors];
+    for (int v = 0; v < kVectors; ++v) right[v] = load(b_row + v * lanes);
+#pragma GCC unroll 12
+    for (int row = 0; row < kRows; ++row) {
+      for (int v = 0; v < kVectors; ++v) sum[row][v] += right[v] * a_row[row];
+    }
+  }
+  finish_block<Real, kRows, kVectors>(sum, target);
+}
+
+// Calls block(row, std::integral_constant rows) until all rows are done: whole blocks, then one of the rest.
+template <int kRows = kBlockRows, class Block>
+inline void for_each_block(int64_t rows, Block block, int64_t first = 0) {
+  for (; rows - first >= kRows; first += kRows) block(first, std::integral_constant<int, kRows>());
+  if constexpr (kRows > 1) {
+    if (first < rows) for_each_block<kRows - 1>(rows, block, first);
+  }
+}
+
+// C (rows × kVectors vectors) = or += Σ_parts A_part B_part; the B of all parts follow each other.
+// Every entry sums over the depth in order, whatever the blocking.
+template <class Real, int kVectors>
+inline void right_product(int64_t rows, Rows<Real> a, int64_t depth, int64_t parts, const Real* b,
+                          int64_t b_stride, const Target<Real>& target) {
+  for_each_block(rows, [&](int64_t row, auto count) {
+    const Rows<Real> block{a.data + row * a.stride, a.stride, a.apart};
+    right_block<Real, decltype(count)::value, kVectors>(
+        block, depth, parts, b, b_stride,
+        {target.data + row * target.stride, target.stride, target.accumulate});
+  });
+}
+
+// C (rows × kVectors vectors) += AᵀB over those of A's and B's rows that are listed.
+template <class Real, int kVectors>
+inline void across_product(int64_t rows, Rows<Real> a, const int* listed, int64_t depth, const Real* b,
+                           int64_t b_stride, const Target<Real>& target) {
+  for_each_block(rows, [&](int64_t row, auto count) {
+    across_block<Real, decltype(count)::value, kVectors>(
+        {a.data + row, a.stride}, listed, depth, b, b_stride,
+        {target.data + row * target.stride, target.stride, target.accumulate});
+  });
+}
+
+// ---- a single column -------------------------------------------------------------------------------------
+
+template <class Real>
+inline Real sum_of_lanes(Vector<Real> vector) {
+  Real sum = 0;
+  for (int lane = 0; lane < kLanes<Real>; ++lane) sum += vector[lane];
+  return sum;
+}
+
+// c_i = or += ⟨a_i, b⟩; c is strided.
+template <class Real>
+inline void inner_products(int64_t rows, Rows<Real> a, int64_t depth, const Real* b,
+                           const Target<Real>& target) {
+  constexpr int lanes = kLanes<Real>;
+  for_each_block<4>(rows, [&](int64_t first, auto count) {
+    constexpr int kRows = decltype(count)::value;
+    const Real* row = a.data + first * a.stride;
+    Vector<Real> sum[kRows] = {};
+    int64_t k = 0;
+    for (; k + lanes <= depth; k += lanes) {
+      const Vector<Real> right = load(b + k);
+      for (int i = 0; i < kRows; ++i) sum[i] += load(row + i * a.stride + k) * right;
+    }
+    for (int i = 0; i < kRows; ++i) {
+      Real product = sum_of_lanes<Real>(sum[i]);
+      for (int64_t rest = k; rest < depth; ++rest) product += row[i * a.stride + rest] * b[rest];
+      Real& place = target.data[(first + i) * target.stride];
+      place = target.accumulate ? place + product : product;
+    }
+  });
+}
+
+// c += Σ_i b_i a_i over the rows that are listed; b is strided.
+template <class Real>
+inline void weighted_rows(int64_t width, Rows<Real> a, const int* listed, int64_t depth, const Real* b,
+                          int64_t b_stride, Real* c) {
+  constexpr int lanes = kLanes<Real>;
+  for_each_block<4>(depth, [&](int64_t first, auto count) {
+    constexpr int kRows = decltype(count)::value;
+    const Real* row[kRows];
+    Real weight[kRows];
+    for (int i = 0; i < kRows; ++i) {
+      row[i] = a.data + listed[first + i] * a.stride;
+      weight[i] = b[listed[first + i] * b_stride];
+    }
+    int64_t k = 0;
+    for (; k + lanes <= width; k += lanes) {
+      Vector<Real> sum = load(c + k);
+      for (int i = 0; i < kRows; ++i) sum += load(row[i] + k) * weight[i];
+      store(c + k, sum);
+    }
+    for (; k < width; ++k) {
+      for (int i = 0; i < kRows; ++i) c[k] += row[i][k] * weight[i];
+    }
+  });
+}
+
+}  // namespace FSAD_ISA
+}  // namespace fsad

@@ -1,0 +1,89 @@
+// How maps become patches: gathering them (Im2Col) and scattering them back (Col2Im), and tiles of atoms.
+#pragma once
+
+#include <cstring>
+
+#include "blocks.h"
+#include "istc.h"
+#include "scratch.h"
+
+namespace fsad {
+inline namespace FSAD_ISA {
+
+// Calls visit(offset, vector) for the l² feature vectors of the patch at `position` of one task's map;
+// nullptr stands for a vector of padding.
+template <class Real, class Visit>
+inline void visit_patch(const PatchMap<Real>& map, Real* task, int64_t position, Visit visit) {
+  const int64_t area = map.height * map.width;
+  const int64_t image = position / area, y = position % area / map.width, x = position % map.width;
+  const int margin = map.receptive_field / 2;
+  int offset = 0;
+  for (int dy = -margin; dy <= margin; ++dy) {
+    for (int dx = -margin; dx <= margin; ++dx, ++offset) {
+      const bool inside = y + dy >= 0 && y + dy < map.height && x + dx >= 0 && x + dx < map.width;
+      const int64_t vector = (image * map.height + y + dy) * map.width + x + dx;
+      visit(offset, inside ? task + vector * map.channels : nullptr);
+    }
+  }
+}
+
+// Adds rows of patches (count × d) back to one task's map, in the order of the rows.
+template <class Real>
+void scatter_rows(const PatchMap<Real>& map, Real* task, const int64_t* index, int64_t count,
+                  const Real* rows, int64_t row_stride) {
+  for (int64_t i = 0; i < count; ++i) {
+    visit_patch(map, task, index ? index[i] : i, [&](int offset, Real* vector) {
+      if (!vector) return;
+      const Real* row = rows + i * row_stride + offset * map.channels;
+      for (int64_t c = 0; c < map.channels; ++c) vector[c] += row[c];
+    });
+  }
+}
+
+// A map that is written where another is read.
+template <class Real>
+PatchMap<Real> writable(const PatchMap<const Real>& map, Real* data) {
+  return {data, map.images, map.height, map.width, map.channels, map.receptive_field};
+}
+
+// The patches that serve as atoms, tile by tile: where they lie if a patch is one row of the map, else
+// packed.
+template <class Real>
+class AtomRows {
+ public:
+  AtomRows(const PatchMap<const Real>& map, const int64_t* index, int64_t atoms, int64_t width, Real* packed)
+      : map_(map), index_(index), atoms_(atoms), width_(width), packed_(packed) {}
+
+  // Numbers from one packed row to the next. Rows that are a multiple of 1 KiB apart would share a few sets
+  // of the first cache, so these never are.
+  static int64_t packed_stride(int64_t width) { return round_up(width, 16) + 16; }
+
+  Rows<Real> rows(int64_t task, int64_t first, int64_t count) const {
+    const Real* maps = map_.data + task * map_.task_size();
+    const bool conflicts = width_ * sizeof(Real) % 1024 == 0;
+    if (!index_ && map_.receptive_field == 1 && !conflicts) return {maps + first * width_, width_};
+    const int64_t stride = packed_stride(width_);
+    for (int64_t i = 0; i < count; ++i) {
+      Real* row = packed_ + i * stride;
+      const int64_t position = index_ ? index_[task * atoms_ + first + i] : first + i;
+      visit_patch(map_, maps, position, [&](int offset, const Real* vector) {
+        Real* target = row + offset * map_.channels;
+        if (vector) {
+          std::memcpy(target, vector, map_.channels * sizeof(Real));
+        } else {
+          std::memset(target, 0, map_.channels * sizeof(Real));
+        }
+      });
+    }
+    return {packed_, stride};
+  }
+
+ private:
+  PatchMap<const Real> map_;
+  const int64_t* index_;
+  int64_t atoms_, width_;
+  Real* packed_;
+};
+
+}  // namespace FSAD_ISA
+}  // namespace fsad

@@ -1,0 +1,60 @@
+// The choice of tiles, and why. What was tried and measured is in bench/NOTES.md.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include "panels.h"
+
+namespace fsad {
+inline namespace FSAD_ISA {
+
+// Atoms of a tile: enough that a block of the weighted sum, stored once a tile, is worth it; few enough that
+// tile and sums stay in the second cache (1 MiB on the machine measured) when atoms are wide.
+inline int64_t tile_atoms(int64_t width) { return width <= 256 ? 96 : 48; }
+
+// Products over a wide d go by parts of this depth: a panel of so many rows (16 KiB) stays in the first
+// cache.
+constexpr int64_t kDepth = 256;
+
+// Lanes of a group of queries. Atoms come from the outer caches once a group, so more is better, but the
+// group's own numbers (arrays × k × lanes) should not all go out to memory.
+constexpr int64_t kMostLanes = 64;
+constexpr int64_t kGroupBytes = int64_t(4) << 20;
+
+// Multiply-adds below which work is not handed to a further thread: some 10 µs.
+constexpr int64_t kThreadWork = int64_t(1) << 19;
+
+// Panels of queries below which the atoms are split among threads too, and into how many pieces of work.
+constexpr int64_t kFewPanels = 16, kPieces = 32;
+
+// How a problem is cut into work. Results are the same for every number of threads: they depend on `splits`,
+// and those summed over queries on `lanes`, which then depend on shapes alone.
+template <class Real>
+struct Plan {
+  int64_t lanes, groups;  // queries of a group, groups of a task
+  int64_t splits;         // of the atoms; with more than one, groups come one after the other
+  int64_t grain;          // groups that one thread takes at least
+  bool single;
+
+  // `arrays`: of k × lanes numbers, what a group keeps.
+  Plan(int64_t tasks, int64_t queries, int64_t atoms, int64_t width, int arrays, bool sums_over_queries) {
+    constexpr int64_t block = kBlock<Real>;
+    const int64_t panels = std::max<int64_t>(tasks * (round_up(queries, block) / block), 1);
+    const int64_t work = std::max<int64_t>(atoms * width, 1);
+    single = Panels<Real>::are_single(queries);
+    const int64_t tiles = atoms / (2 * tile_atoms(width)),
+                  worth = work * std::min(queries, kMostLanes) / kThreadWork;
+    splits = panels < kFewPanels ? std::max<int64_t>(std::min({kPieces / panels, tiles, worth}), 1) : 1;
+    const int64_t affordable = kGroupBytes / (std::max<int64_t>(arrays * atoms, 1) * sizeof(Real));
+    lanes = std::clamp(affordable / block * block, block, kMostLanes);
+    if (splits == 1) {
+      const int64_t wanted = sums_over_queries ? kFewPanels : 2 * int64_t(torch::stable::get_num_threads());
+      while (lanes > block && tasks * ((queries + lanes - 1) / lanes) < wanted) lanes -= block;
+    }
+    groups = (queries + lanes - 1) / lanes;
+    grain = std::max<int64_t>(kThreadWork / (work * lanes), 1);
+  }
+};
+
+}  // namespace FSAD_ISA
+}  // namespace fsad
