@@ -23,6 +23,10 @@ def test_a_sound_installation():
             assert ("cpu", dtype, kernel) in checked
     assert all(c["cases"] >= 9 and c["error"] <= c["allowed"] for c in facts["checks"])
     assert all(c["path"] and c["milliseconds"] > 0 for c in facts["checks"])
+    # Every instruction set that was compiled is checked and timed, or left out for a reason.
+    for isa in facts["native"]["compiled"]["cpu"]:
+        checked = any(c["path"] == isa for c in facts["checks"]) and facts["native"]["milliseconds"][isa] > 0
+        assert checked != any(isa in reason for reason in facts["left_out"])
 
 
 def test_what_a_gpu_cannot_do_is_said(monkeypatch, capsys):

@@ -1,10 +1,14 @@
 """`fsad doctor`: what is installed, what was compiled, what is used and why, and whether it computes right.
 
-Every kernel runs on every device there is (``fsad.kernel_check``).
+Every kernel runs on every device there is (``fsad.kernel_check``), and on the CPU with every instruction set
+that was compiled and that the processor has.
 """
 
 import json
+import os
 import platform
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -26,10 +30,14 @@ def run_doctor(out: Console, as_json: bool) -> bool:
         out.print_json(json.dumps(facts))
         return facts["ok"]
     native = dict(facts["native"])
+    speed = {
+        f"speed, {isa}": f"{duration:.1f} ms (FSAD_CPU_ISA={isa} uses it)"
+        for isa, duration in native.pop("milliseconds", {}).items()
+    }
     used = {f"used on {device}": why for device, why in native.pop("used", {}).items()}
     sections = {
         "Versions": facts["versions"],
-        "Native library": native.pop("compiled", {}) | native | used,
+        "Native library": native.pop("compiled", {}) | native | used | speed,
     }
     for title, rows in sections.items():
         table = Table(title=title, title_justify="left", show_header=False)
@@ -73,9 +81,34 @@ def examine() -> dict[str, Any]:
     if built != __version__:
         return facts | {"problem": f"the native library is of fsad {built}, not {__version__}: install again"}
     facts["checks"], facts["left_out"] = kernel_check.check_kernels(devices)
+    facts["native"]["milliseconds"] = {torch.ops.fsad.cpu_isa(): kernel_check.cpu_milliseconds()}
+    for isa in facts["native"]["compiled"]["cpu"]:
+        if isa not in facts["native"]["milliseconds"]:
+            _check_other(isa, facts)
     wrong = [c["kernel"] for c in facts["checks"] if not c["ok"]]
     problem = f"the kernels for {', '.join(wrong)} disagree with the reference" if wrong else None
     return facts | {"ok": not wrong, "problem": problem}
+
+
+def _check_other(isa: str, facts: dict[str, Any]) -> None:
+    """Add what the CPU kernels of another instruction set do, in a process of their own."""
+    code = (
+        "import json; from fsad import kernel_check as k; "
+        "print(json.dumps([k.check_kernels(['cpu'])[0], k.cpu_milliseconds()]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "FSAD_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+    )
+    if run.returncode == 0:
+        checks, facts["native"]["milliseconds"][isa] = json.loads(run.stdout)
+        facts["checks"] += checks
+    elif "FSAD_CPU_ISA is" in run.stderr:
+        facts["left_out"].append(f"the kernels for {isa}: this processor does not have it")
+    else:
+        raise RuntimeError(f"the check of the kernels for {isa} failed:\n{run.stderr}")
 
 
 def _versions() -> dict[str, str]:
@@ -95,7 +128,8 @@ def _versions() -> dict[str, str]:
 def _usage(compiled: tuple[str, ...]) -> dict[str, str]:
     """Which kernels are used on each device, and why."""
     isa = torch.ops.fsad.cpu_isa()
-    used = {"cpu": f"native, {isa} (the best of those compiled that this processor has)"}
+    reason = "as FSAD_CPU_ISA says" if "FSAD_CPU_ISA" in os.environ else "what is usual on this processor"
+    used = {"cpu": f"native, {isa} ({reason})"}
     if not torch.cuda.is_available():
         used["cuda"] = "not used: torch finds no usable GPU"
     elif "cuda" in compiled:
