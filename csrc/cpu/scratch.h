@@ -10,6 +10,7 @@
 #include <new>
 
 namespace fsad {
+inline namespace FSAD_ISA {
 
 inline int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -81,4 +82,5 @@ class Slots {
   Buffer<Real> memory_;
 };
 
+}  // namespace FSAD_ISA
 }  // namespace fsad

@@ -210,14 +210,14 @@ def test_peak_atom(receptive_field, dtype):
 
 
 def test_peak_of_several_is_the_first():
-    """Atoms at odds by sign only, tiles and splits apart; the number is the first."""
-    problem = Problem(channels=3, query_shape=(1, 1, 2), atom_shape=(1, 10, 20), iterations=1)
+    """Atoms at odds by sign only, in lanes, tiles and splits of their own; the number is the first."""
+    problem = Problem(channels=3, query_shape=(1, 1, 13), atom_shape=(1, 10, 20), iterations=1)
     tensors = problem.rounded(torch.float32)
     tensors["atom_map"][:] = 0
-    for position in (23, 70, 71, 199):
+    for position in (23, 24, 70, 71, 199):
         tensors["atom_map"].view(-1, 3)[position] = (-1.0) ** position
     tensors["queries"][:] = 1
-    assert kernels().peak_atom(problem, tensors).tolist() == [[23, 23]]
+    assert kernels().peak_atom(problem, tensors).tolist() == [13 * [23]]
 
 
 def inner_products(problem: Problem, tensors: dict[str, Tensor]) -> Tensor:

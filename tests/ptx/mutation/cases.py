@@ -42,7 +42,8 @@ class Case:
             tensors["atom_map"][:] = torch.nan
         if self.atom_values == "ties":
             tensors["atom_map"][:] = 0
-            for position in (23, 70, 71, 99):
+            # Two in neighbouring columns of a tile, whose lanes have to agree; others in later tiles.
+            for position in (23, 24, 70, 99):
                 tensors["atom_map"].view(-1, self.problem.channels)[position] = (-1.0) ** position
             tensors["queries"][:] = 1
         if not self.atom_gradient:
@@ -69,6 +70,7 @@ CASES = [
         **_FIELD,
     ),
     _case("fused 16 bits", (1, 5, 13), (1, 1, 67), tasks=2, channels=70, iterations=2, dtype=_HALF),
+    _case("fused float16", (1, 5, 13), (1, 1, 67), channels=70, iterations=2, dtype=torch.float16),
     _case("banded", (1, 5, 13), (1, 1, 67), tasks=2, channels=53, iterations=5),
     _case("wide", (2, 5, 5), (1, 7, 10), tasks=2, channels=21, atoms=65, iterations=2, **_FIELD),
     _case("wide 16 bits", (1, 3, 3), (1, 7, 10), channels=197, iterations=2, shrinkage="none", dtype=_HALF),
@@ -76,7 +78,7 @@ CASES = [
     _case("plain, wide", (1, 1, 5), (1, 1, 12), tasks=2, channels=230, iterations=1),
     _case("peak", (1, 5, 13), (1, 7, 13), tasks=2, channels=7, atoms=70, passes=PEAK, **_FIELD),
     _case("peak 16 bits", (1, 5, 13), (1, 10, 10), channels=3, dtype=_HALF, passes=PEAK),
-    _case("peak of several", (1, 1, 2), (1, 10, 10), channels=53, passes=PEAK, atom_values="ties"),
+    _case("peak of several", (1, 1, 13), (1, 10, 10), channels=53, passes=PEAK, atom_values="ties"),
     _case("peak of no number", (1, 1, 2), (1, 7, 5), channels=53, passes=PEAK, atoms=33, atom_values="nan"),
     _case("plain peak", (1, 1, 5), (1, 7, 5), tasks=2, channels=3, passes=PEAK),
     _case("fused, no atom gradient", (1, 5, 10), (1, 5, 13), channels=53, atom_gradient=False),

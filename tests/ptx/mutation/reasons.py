@@ -7,23 +7,43 @@ from collections.abc import Iterable
 from .operators import Mutant
 
 REASONS: dict[str, str] = {
+    "Tf32::multiply … `+=` made `-=`": "all products change their sign, and so do codes: it cancels",
+    "Plain::multiply … `+=` made `-=`": "all products change their sign, and so do codes: it cancels",
+    "Places::code … result + 1": "all places from the codes on move up by one, and one more is counted",
+    "Places::code … `dual` always true": "places of a single pass move up into places that are counted too",
+    "Places::tangent … result + 1": "these places move up by one, and one more is counted",
+    "Places::tangent … `m + 1` to code": "these places move up by one, and one more is counted",
+    "Places::tangent … `every_code` always true": "these places move up, and as many more are counted",
+    "Places::count … result + 1": "a place that nobody uses; only memory",
+    "Places::count … `dual` always true": "places that nobody uses; only memory",
+    "Places::count … `steps + 1` to": "a place that nobody uses; only memory",
+    "BackwardAtoms::tile … a turn more": "what it computes last is not read",
+    "SecondAtoms::tile … a turn more": "what it computes last is not read",
+    "BackwardStep::tile … `i >= m` always true": "nothing reads the slopes of steps before m; only time",
+    "copy_unit … *static_cast<uint4*>": (
+        "stands for cp.async before sm_80, where the battery does not run; test_sm_75 notices it"
+    ),
     "Ring::start … commit_copies(); … removed": (
         "the first stage's group takes the owned tiles in, and is waited for as soon"
     ),
-    "Skeleton::run … copies_arrive<0>(); …": "groups behind the last tile are empty",
     "Ring::load_next … `tile_ < last_tile` always true": (
         "copies chunks that nobody reads, zeros or the next split's; only time"
     ),
+    "Ring::load_next … `entry.sum` always true": (
+        "kernels that take inner products own all chunks, from the first on"
+    ),
+    "Ring::copy_rows … `valid` always true": "of an address from which nothing is copied",
+    "Ring::copy_atoms … copy_unit … `valid` always true": "of an address from which nothing is copied",
     "Ring::copy_atoms … `maps.receptive_field > 1` always true": (
         "for field 1 the general formulas give the same addresses; only time"
     ),
     "Ring::locate … `pass.maps.receptive_field > 1` always true": (
         "for field 1 nothing reads the coordinates; only time"
     ),
+    "Skeleton::run … copies_arrive<0>(); …": "groups behind the last tile are empty",
     "Skeleton::add_products … `step >= steps` always false": (
         "beyond the width both factors are zeros; only time"
     ),
-    "BackwardStep::tile … `i >= m` always true": "nothing reads the slopes of steps before m; only time",
 }
 
 
