@@ -13,13 +13,15 @@ from measure import Times, contenders, interleave
 from problem import Problem, Shape
 
 TITLE = "Over all sizes: the worst points"
-POINTS, SEED, ROUNDS, WORST = 60, 0, 7, 10
+POINTS, SEED, WORST = 60, 0, 10
+ROUNDS, FEW_ROUNDS, MUCH = 7, 3, 2**33  # fewer rounds beyond d·k·n·N: they take seconds
 WIDTHS = (16, 32, 64, 152, 256, 576, 1024)
 ATOMS = (64, 256, 1024, 4096, 10240, 40960)
 QUERIES = (1, 8, 64, 256, 1024, 8192)
 FIELDS = (1, 3)
 STEPS = (1, 3, 10)
 LARGEST = 2**25  # k·n
+TOGETHER, COMPILED_EVERY = 10, 3  # points a process; what is compiled takes a while to be
 FORWARD_LIMIT, BACKWARD_LIMIT = 1.05, 0.8
 QUICK = [Shape(16, 64, 8), Shape(36, 256, 64, 3, 1), Shape(64, 256, 64)]
 
@@ -40,23 +42,39 @@ def points(count: int = POINTS) -> list[Shape]:
 
 def measure(quick: bool) -> list[dict[str, Any]]:
     shapes = QUICK if quick else points()
-    rounds = 2 if quick else ROUNDS
     entries = []
-    for i, shape in enumerate(shapes, 1):
-        names = ["native", "eager", "compiled"]
-        forward = fresh.call("sweep:times", shape, {"forward": names}, rounds, fresh.WARM_UPS["default"])
-        works = {"forward": names[:2], "backward": names[:2]}
-        raised = fresh.call("sweep:times", shape, works, rounds, fresh.WARM_UPS["raised"], allocator="raised")
-        entries.append({"shape": shape, "forward": forward["forward"], "raised": raised})
-        print(f"  {i} of {len(shapes)}: {shape}", flush=True)
+    for start in range(0, len(shapes), TOGETHER):
+        some = shapes[start : start + TOGETHER]
+        forward = fresh.call("sweep:default_times", some, quick, fresh.WARM_UPS["default"])
+        raised = fresh.call("sweep:raised_times", some, quick, fresh.WARM_UPS["raised"], allocator="raised")
+        entries += [
+            {"shape": shape, "forward": first["forward"], "raised": second}
+            for shape, first, second in zip(some, forward, raised, strict=True)
+        ]
+        print(f"  {len(entries)} of {len(shapes)}", flush=True)
     return entries
 
 
-def times(
-    shape: list[int], works: dict[str, list[str]], rounds: int, warm_ups: int
+def default_times(shapes: list[list[int]], quick: bool, warm_ups: int) -> list[dict[str, Any]]:
+    names = ["native", "eager", "compiled"]
+    return [
+        _times(Shape(*shape), {"forward": names[: 3 if i % COMPILED_EVERY == 0 else 2]}, quick, warm_ups)
+        for i, shape in enumerate(shapes)
+    ]
+
+
+def raised_times(shapes: list[list[int]], quick: bool, warm_ups: int) -> list[dict[str, Any]]:
+    works = {"forward": ["native", "eager"], "backward": ["native", "eager"]}
+    return [_times(Shape(*shape), works, quick, warm_ups) for shape in shapes]
+
+
+def _times(
+    shape: Shape, works: dict[str, list[str]], quick: bool, warm_ups: int
 ) -> dict[str, dict[str, list[float]]]:
     """Work by work, the rounds' seconds of each contender."""
-    problem = Problem(Shape(*shape))
+    problem = Problem(shape)
+    much = shape.width * shape.atoms * shape.queries * shape.steps > MUCH
+    rounds = 2 if quick else FEW_ROUNDS if much else ROUNDS
     return {
         work: interleave(contenders(problem, work, names), rounds, warm_ups).seconds
         for work, names in works.items()
@@ -69,7 +87,8 @@ def markdown(result: list[dict[str, Any]], plots: Path) -> str:
         f"{len(result)} points, drawn with a seed so that all values of d ∈ {WIDTHS}, l ∈ {FIELDS} and",
         f"N ∈ {STEPS}, and all pairs of k ∈ {ATOMS} and n ∈ {QUERIES} with k·n ≤ {LARGEST}, occur alike",
         "often (with l = 3, d is the nearest multiple of 9, at least 18). Medians of",
-        f"{len(result[0]['forward']['native'])} interleaved rounds; torch.compile at {compiled} points.",
+        f"{ROUNDS} interleaved rounds, {FEW_ROUNDS} where one takes long; torch.compile, which compiles each",
+        f"anew, at {compiled} points.",
         "",
         *_worst(
             f"Forward, default allocator: native over eager and over compiled; at most {FORWARD_LIMIT}",
@@ -113,7 +132,7 @@ def _worst(title: str, points: list[tuple[list[int], dict[str, float]]], limit: 
         "|---" * (5 + len(names)) + "|",
     ]
     for shape, figures in ordered[:WORST]:
-        cells = [*map(str, shape), *(f"{figures[name]:.3g}" for name in names)]
+        cells = [*map(str, shape), *(f"{figures[name]:.3g}" if name in figures else "-" for name in names)]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 

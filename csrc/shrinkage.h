@@ -6,7 +6,7 @@
 #ifdef __CUDACC__
 #define FSAD_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define FSAD_HOST_DEVICE inline
+#define FSAD_HOST_DEVICE inline __attribute__((always_inline))  // not shared by the CPU's instruction sets
 #endif
 
 namespace fsad {

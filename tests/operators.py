@@ -86,6 +86,9 @@ SHAPES = [
     # receptive fields larger than the map
     Case((1, 2, 3, 2, 4), (1, 2, 3, 3, 2), receptive_field=5),
     Case((2, 1, 5, 6, 5), (2, 3, 5, 4, 7), receptive_field=3, atoms=41),
+    # first inner products by diagonals, over borders of rows, of images and of tiles
+    Case((2, 2, 17, 9, 11), (2, 3, 17, 7, 9), receptive_field=3),
+    Case((1, 3, 16, 2, 13), (1, 2, 16, 9, 8), receptive_field=5),
     # wide features, many parts of the dictionary gradient
     Case((1, 9, 150, 8, 8), (1, 1, 150, 7, 8)),
 ]

@@ -10,7 +10,7 @@ inline namespace FSAD_ISA {
 // them if the dictionary gradient is wanted.
 template <class Real>
 struct BackwardArrays {
-  Real *patches, *scale;
+  Real *patches, *scale, *columns;
   Real *residuals, *adjoints, *bar;  // tiles (d × lanes): ηr_0 … ηr_{N−1}, −h_0 … −h_N, z̄
   AtomSide<Real> side;
   int first_slope;
@@ -20,6 +20,7 @@ struct BackwardArrays {
   BackwardArrays(Carver<Real>& carver, const IstcBackward<Real>& p, int64_t lanes)
       : patches(carver.take(round_up(p.width * lanes, kLanes<Real>))),
         scale(carver.take(lanes)),
+        columns(carver.take(Diagonals<Real>::group_size(p, lanes))),
         residuals(carver.take(p.iterations * round_up(p.width * lanes, kLanes<Real>))),
         adjoints(carver.take((p.iterations + 1) * round_up(p.width * lanes, kLanes<Real>))),
         bar(carver.take(round_up(p.width * lanes, kLanes<Real>))),
@@ -58,6 +59,8 @@ void backward_group(const IstcBackward<Real>& p, const Stream<Real>& stream, int
   scale_tile(own.adjoints + p.iterations * tile_size, Real(-1), tile_size,
              own.adjoints + p.iterations * tile_size);
 
+  const auto diagonals = Diagonals<Real>::of(p, task, first, panels, own.columns);
+
   // u_m, hence σ'(u_m) and α_{m+1}, of one tile of atoms and all m.
   const auto recode = [&](const Tile<Real>& tile) {
     Real* alpha = tile.local[0];
@@ -65,7 +68,12 @@ void backward_group(const IstcBackward<Real>& p, const Stream<Real>& stream, int
       Real* slopes = own.slopes(m) + tile.at();
       Real* codes = p.grad_atoms ? own.codes(m) + tile.at() : alpha;
       const Real lambda = p.lambda[m], tau = p.tau[m];
-      tile.products(tile.atoms, own.residuals + m * tile_size, slopes, false);
+      if (m > 0) {
+        tile.products(tile.atoms, own.residuals + m * tile_size, slopes, false);
+      } else {
+        tile.first_products(diagonals ? &*diagonals : nullptr, own.residuals, p.step[task], own.scale,
+                            slopes);
+      }
       for_each_vector<Real>(tile.size(), [&](int64_t i) {
         Vector<Real> u = load(slopes + i);
         if (m > 0) u += load(alpha + i);

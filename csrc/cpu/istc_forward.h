@@ -21,13 +21,14 @@ Real negligible_code(Real lambda, Real tau) {
 // (atoms × lanes).
 template <class Real>
 struct ForwardArrays {
-  Real *query, *residual, *sum, *scale, *codes;
+  Real *query, *residual, *sum, *scale, *codes, *columns;
 
   ForwardArrays(Carver<Real>& carver, const IstcProblem<Real>& p, int64_t lanes) {
     const int64_t tile = round_up(p.width * lanes, kLanes<Real>);
     for (Real** array : {&query, &residual, &sum}) *array = carver.take(tile);
     scale = carver.take(lanes);
     codes = carver.take(round_up(p.atoms * lanes, kLanes<Real>));
+    columns = carver.take(Diagonals<Real>::group_size(p, lanes));
   }
 };
 
@@ -50,11 +51,17 @@ void forward_group(const IstcForward<Real>& p, const Stream<Real>& stream, int64
   scale_lanes(panels, own.query, own.scale, p.width, false, own.query);
   scale_tile(own.query, step, tile_size, own.residual);
 
+  const auto diagonals = Diagonals<Real>::of(p, task, first, panels, own.columns);
+
   for (int m = 0; m < p.iterations; ++m) {
     const Real lambda = p.lambda[m], tau = p.tau[m], negligible = negligible_code<shrinkage>(lambda, tau);
     stream.sweep(task, panels, 1, own.sum, [&](const Tile<Real>& tile) {
       Real* codes = own.codes + tile.at();
-      tile.products(tile.atoms, own.residual, codes, m > 0);
+      if (m > 0) {
+        tile.products(tile.atoms, own.residual, codes, true);
+      } else {
+        tile.first_products(diagonals ? &*diagonals : nullptr, own.residual, step, own.scale, codes);
+      }
       for_each_vector<Real>(tile.size(), [&](int64_t i) {
         store(codes + i, shrink<shrinkage>(load(codes + i), lambda, tau).value);
       });

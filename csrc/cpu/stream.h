@@ -7,7 +7,7 @@
 #include <array>
 #include <cmath>
 
-#include "tiling.h"
+#include "diagonals.h"
 
 namespace fsad {
 inline namespace FSAD_ISA {
@@ -20,13 +20,15 @@ struct WorkerArrays {
   Real *packed, *packed_tangents;  // tiles of atoms (atoms × d)
   Real* local[kLocalArrays];       // a rule's numbers for one tile (atoms × lanes)
   Real* sums;                      // kSums tiles (d × lanes), if the atoms are split
+  Real* ring;                      // see Diagonals
 
-  WorkerArrays(Carver<Real>& carver, int64_t width, int64_t lanes) {
-    const int64_t atoms = tile_atoms(width), tile = atoms * AtomRows<Real>::packed_stride(width);
+  WorkerArrays(Carver<Real>& carver, const IstcProblem<Real>& p, int64_t lanes) {
+    const int64_t atoms = tile_atoms(p.width), tile = atoms * AtomRows<Real>::packed_stride(p.width);
     packed = carver.take(tile);
     packed_tangents = carver.take(tile);
     for (Real*& array : local) array = carver.take(round_up(atoms * lanes, kLanes<Real>));
-    sums = carver.take(kSums * round_up(width * lanes, kLanes<Real>));
+    sums = carver.take(kSums * round_up(p.width * lanes, kLanes<Real>));
+    ring = carver.take(Diagonals<Real>::worker_size(p, lanes));
   }
 };
 
@@ -39,6 +41,8 @@ struct Tile {
   Rows<Real> atoms, tangents;
   Real* const* local;
   Real* sums;  // where this tile's weighted sums go
+  Real* ring;
+  int64_t& known;  // of the ring
 
   int64_t at() const { return first * panels.lanes; }    // in arrays of all atoms × lanes
   int64_t size() const { return count * panels.lanes; }  // numbers of this tile
@@ -61,6 +65,17 @@ struct Tile {
         }
       }
     });
+  }
+
+  // S (atoms × lanes) = D X for the scaled query patches X = step · scale · patches, by diagonals if given.
+  void first_products(const Diagonals<Real>* diagonals, const Real* x, Real step, const Real* scale,
+                      Real* s) const {
+    if (!diagonals) return products(atoms, x, s, false);
+    diagonals->products(first, count, ring, known, s);
+    for (int64_t atom = 0; atom < count; ++atom) {
+      Real* row = s + atom * panels.lanes;
+      for (int64_t q = 0; q < panels.lanes; ++q) row[q] *= step * scale[q];
+    }
   }
 
   // Y (d × lanes) += Dᵀ W with W (atoms × lanes). Atoms none of whose weights in a panel exceeds
@@ -115,7 +130,7 @@ class Stream {
         threads_(torch::stable::get_num_threads()),
         has_tangents_(tangent_atoms != nullptr),
         tangent_map_(problem.atom_map),
-        workers_(plan.splits > 1 ? plan.splits : threads_, problem.width, plan.lanes) {
+        workers_(plan.splits > 1 ? plan.splits : threads_, problem, plan.lanes) {
     tangent_map_.data = tangent_atoms;
   }
 
@@ -165,7 +180,7 @@ class Stream {
     });
     std::fill_n(totals, size, Real(0));
     for (int64_t split = 0; split < plan.splits; ++split) {
-      const Real* partial = workers_.at(split, p.width, plan.lanes).sums;
+      const Real* partial = workers_.at(split, p, plan.lanes).sums;
       for (int64_t i = 0; i < size; ++i) totals[i] += partial[i];
     }
   }
@@ -174,17 +189,18 @@ class Stream {
   template <class Rule>
   void stream(int64_t task, const Panels<Real>& panels, int64_t first, int64_t last, int64_t worker,
               Real* sums, int64_t size, Rule rule) const {
-    const WorkerArrays<Real> own = workers_.at(worker, p.width, plan.lanes);
+    const WorkerArrays<Real> own = workers_.at(worker, p, plan.lanes);
     const AtomRows<Real> atoms(p.atom_map, p.atom_index, p.atoms, p.width, own.packed);
     const AtomRows<Real> tangents(tangent_map_, p.atom_index, p.atoms, p.width, own.packed_tangents);
     if (!sums) sums = own.sums;
     std::fill_n(sums, size, Real(0));
     const int64_t step = tile_atoms(p.width);
+    int64_t known = -1;
     for (; first < last; first += step) {
       const int64_t count = std::min(step, last - first);
       const Rows<Real> rows = atoms.rows(task, first, count);
       const Rows<Real> dotted = has_tangents_ ? tangents.rows(task, first, count) : Rows<Real>{};
-      rule(Tile<Real>{first, count, panels, p.width, rows, dotted, own.local, sums});
+      rule(Tile<Real>{first, count, panels, p.width, rows, dotted, own.local, sums, own.ring, known});
     }
   }
 
