@@ -70,7 +70,6 @@ CASES = [
         **_FIELD,
     ),
     _case("fused 16 bits", (1, 5, 13), (1, 1, 67), tasks=2, channels=70, iterations=2, dtype=_HALF),
-    _case("fused float16", (1, 5, 13), (1, 1, 67), channels=70, iterations=2, dtype=torch.float16),
     _case("banded", (1, 5, 13), (1, 1, 67), tasks=2, channels=53, iterations=5),
     _case("wide", (2, 5, 5), (1, 7, 10), tasks=2, channels=21, atoms=65, iterations=2, **_FIELD),
     _case("wide 16 bits", (1, 3, 3), (1, 7, 10), channels=197, iterations=2, shrinkage="none", dtype=_HALF),

@@ -8,6 +8,9 @@ from .operators import Mutant
 
 REASONS: dict[str, str] = {
     "Tf32::multiply … `+=` made `-=`": "all products change their sign, and so do codes: it cancels",
+    "SixteenBit::multiply … multiply_f16": (
+        "the battery runs bfloat16 alone, for time; test_passes notices it with float16"
+    ),
     "Plain::multiply … `+=` made `-=`": "all products change their sign, and so do codes: it cancels",
     "Places::code … result + 1": "all places from the codes on move up by one, and one more is counted",
     "Places::code … `dual` always true": "places of a single pass move up into places that are counted too",
@@ -44,6 +47,9 @@ REASONS: dict[str, str] = {
     "Skeleton::add_products … `step >= steps` always false": (
         "beyond the width both factors are zeros; only time"
     ),
+    "Skeleton::add_products … / kStepNumbers + 1": "beyond the width both factors are zeros; only time",
+    "Skeleton::for_each_pair … a turn more": "what it computes last is not read",
+    "Skeleton::split_tile … / Shape::kColumns + 1": "one more tile, without rows, for the last split",
 }
 
 
