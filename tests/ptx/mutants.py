@@ -4,9 +4,10 @@
     cd tests; ../.venv/bin/python -m ptx.mutants --only 'ring.cuh Ring::next_stage'
 
 Each mutant is compiled and goes through a short battery of problems (``mutation/battery.py``), held to the
-rules of the interpreter and to the bounds of ``test_kernels.py``. What survives must be equivalent, for a
-reason given in ``mutation/reasons.py``, or it shows a hole in the tests. Results are kept in
-``build/mutants`` until the sources or the battery change; all of them become ``docs/mutants.md``.
+rules of the interpreter and to the bounds of ``test_kernels.py``. What survives must be equivalent, or
+beyond the battery and noticed elsewhere, as ``mutation/reasons.py`` says, or it shows a hole in the tests.
+Results are kept in ``build/mutants`` until the sources or the battery change; all of them become
+``docs/mutants.md``.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def examine_all(work: Workplace, chosen: list[Mutant], jobs: int) -> None:
 
 def verdict(mutant: Mutant, result: str | None) -> str:
     """The last column of the table."""
-    return result or (f"equivalent: {reason}" if (reason := reason_of(mutant)) else "**SURVIVED**")
+    return result or reason_of(mutant) or "**SURVIVED**"
 
 
 def totals(chosen: list[Mutant], work: Workplace) -> str:

@@ -187,6 +187,16 @@ def test_other_amounts_of_shared_memory(shared_kib):
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.parametrize(("iterations", "tasks"), [(1, 2), (2, 1), (3, 2), (4, 1)])
+@pytest.mark.parametrize("receptive_field", [1, 3])
+@pytest.mark.parametrize("shrinkage", SHRINKAGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_passes_on_sm_75(dtype, shrinkage, receptive_field, iterations, tasks):
+    settings = {"tasks": tasks, "shrinkage": shrinkage, "iterations": iterations}
+    problem = Problem(**settings, **sizes("plain", receptive_field))
+    run_all(kernels("sm_75", shared_kib=64), problem, dtype)
+
+
 def test_sm_75():
     """No tensor cores for these types: float32 takes the plain path, 16 bits are refused."""
     turing = kernels("sm_75", shared_kib=64)
