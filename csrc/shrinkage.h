@@ -56,7 +56,8 @@ FSAD_HOST_DEVICE Shrunk<V> shrink(V u, typename Lanes<V>::Scalar lambda, typenam
     const V sign = u > zero ? one : (u < zero ? -one : zero);
     if constexpr (shrinkage == Shrinkage::soft) {
       const V excess = magnitude - lambda;
-      return {excess > zero ? sign * excess : zero, excess > zero ? one : zero, zero};
+      // Compared so that what is no number stays none: a zero would hide it.
+      return {excess <= zero ? zero : sign * excess, excess > zero ? one : zero, zero};
     } else {
       // The exponent is held where e and g stay finite and normal: beyond it σ is u or 0 to rounding.
       const Real limit = sizeof(Real) == 4 ? Real(80) : Real(700);

@@ -139,7 +139,7 @@ def _is_wanted(ctx, position: int) -> bool:
     node, _ = ctx.next_functions[position]
     try:
         return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # a leaf that autograd.grad asks for
+    except (RuntimeError, AttributeError):  # a leaf that autograd.grad asks for; a torch without the function
         return True
 
 

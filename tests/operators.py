@@ -89,6 +89,12 @@ SHAPES = [
     # first inner products by diagonals, over borders of rows, of images and of tiles
     Case((2, 2, 17, 9, 11), (2, 3, 17, 7, 9), receptive_field=3),
     Case((1, 3, 16, 2, 13), (1, 2, 16, 9, 8), receptive_field=5),
+    # few queries, many atoms: these are split; for single queries too
+    Case((2, 1, 40, 5, 7), (2, 1, 40, 33, 34)),
+    Case((1, 1, 160, 1, 2), (1, 1, 160, 59, 57)),
+    # rows of whole KiB, which are packed; several parts of the depth
+    Case((1, 1, 256, 3, 4), (1, 1, 256, 9, 11)),
+    Case((1, 1, 512, 3, 7), (1, 1, 512, 5, 11)),
     # wide features, many parts of the dictionary gradient
     Case((1, 9, 150, 8, 8), (1, 1, 150, 7, 8)),
 ]

@@ -141,6 +141,20 @@ def test_leaving_out_empty_codes_changes_nothing(shrinkage: str, sharpness: floa
         assert (value - truth).norm() <= 1e-12 * truth.norm()
 
 
+@pytest.mark.parametrize("count", [1, 3, 40])
+@pytest.mark.parametrize("shrinkage", functional.SHRINKAGES)
+def test_an_atom_that_is_no_number_shows(shrinkage: str, count: int) -> None:
+    """Neither shrinkage nor leaving out empty codes hides it, in values or in gradients."""
+    atoms = torch.randn(200, 8)
+    atoms[150, 3] = torch.nan
+    queries = torch.randn(count, 8, requires_grad=True)
+    tau = 1e4 if shrinkage == "sigshrink" else None
+    residual = functional.istc(queries, atoms, [0.1, 0.1], step=0.01, tau=tau, shrinkage=shrinkage)
+    assert residual.isnan().any(1).all()
+    (gradient,) = torch.autograd.grad(residual[:, 0].sum(), queries)
+    assert gradient.isnan().any(1).all()
+
+
 def test_dictionary_gradients_are_computed_only_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dictionary that requires grad costs nothing where autograd.grad wants the queries' gradient alone."""
     leaf = torch.randn(6, 4, requires_grad=True)
@@ -206,6 +220,9 @@ def test_avx512_kernels_with_emulated_lanes(tmp_path: Path) -> None:
         run = subprocess.run(command, env=flags, capture_output=True, text=True)
         assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     shutil.copy(tmp_path / "build" / "libfsad.so", package)
+    code = "import fsad_ext; print(fsad_ext.build_info()['version'])"
+    version = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, text=True)
+    assert version.strip() == "0"  # the library that was just built
     compare_again(PYTHONPATH=str(tmp_path))
 
 

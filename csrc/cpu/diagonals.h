@@ -35,12 +35,16 @@ struct Raster {
 // The positions of a group of queries and around them, in columns, and those of the atoms around a tile.
 template <class Real>
 class Diagonals {
+  static constexpr int64_t kMostColumns = 32;
+
  public:
   // Whether all positions of the support are atoms, and it is worth while: by shapes alone, as it changes
-  // roundings.
+  // roundings. Around a group lie three rows of the map or more (l = 3): wide ones are more columns than
+  // l² times its lanes.
   static bool pay(const IstcProblem<Real>& p) {
     return p.query_map.receptive_field > 1 && !p.atom_index && !Panels<Real>::are_single(p.queries) &&
-           std::min(p.query_map.width, p.atom_map.width) >= 8 && p.query_map.channels >= 16;
+           p.query_map.width >= 8 && p.query_map.width <= kMostColumns && p.atom_map.width >= 8 &&
+           p.query_map.channels >= 16;
   }
 
   // Numbers that a group and a worker need for it; none if it does not pay.

@@ -41,7 +41,7 @@ inline bool has_cpu_isa(const char* name) {
 }
 
 // The instruction set in use: AVX2 where there is one, unless FSAD_CPU_ISA in the environment names another.
-// AVX-512 is used only so: on some processors it is slower, and `fsad doctor` says which is which.
+// AVX-512 is used only so: it has been measured on one kind of processor. `fsad doctor` compares them.
 inline const char* cpu_isa() {
   static const char* const chosen = [] {
     const char* usual = has_cpu_isa("avx2") ? "avx2" : "portable";

@@ -18,12 +18,12 @@ struct BackwardArrays {
   static int parts(const IstcBackward<Real>& p) { return p.grad_atoms ? 2 * p.iterations : p.iterations; }
 
   BackwardArrays(Carver<Real>& carver, const IstcBackward<Real>& p, int64_t lanes)
-      : patches(carver.take(round_up(p.width * lanes, kLanes<Real>))),
+      : patches(carver.take(tile_numbers<Real>(p.width, lanes))),
         scale(carver.take(lanes)),
         columns(carver.take(Diagonals<Real>::group_size(p, lanes))),
-        residuals(carver.take(p.iterations * round_up(p.width * lanes, kLanes<Real>))),
-        adjoints(carver.take((p.iterations + 1) * round_up(p.width * lanes, kLanes<Real>))),
-        bar(carver.take(round_up(p.width * lanes, kLanes<Real>))),
+        residuals(carver.take(p.iterations * tile_numbers<Real>(p.width, lanes))),
+        adjoints(carver.take((p.iterations + 1) * tile_numbers<Real>(p.width, lanes))),
+        bar(carver.take(tile_numbers<Real>(p.width, lanes))),
         side(carver, p, lanes, parts(p), p.grad_atoms != nullptr),
         first_slope(parts(p) - p.iterations) {}
 
@@ -71,8 +71,7 @@ void backward_group(const IstcBackward<Real>& p, const Stream<Real>& stream, int
       if (m > 0) {
         tile.products(tile.atoms, own.residuals + m * tile_size, slopes, false);
       } else {
-        tile.first_products(diagonals ? &*diagonals : nullptr, own.residuals, p.step[task], own.scale,
-                            slopes);
+        tile.first_products(diagonals, own.residuals, p.step[task], own.scale, slopes);
       }
       for_each_vector<Real>(tile.size(), [&](int64_t i) {
         Vector<Real> u = load(slopes + i);

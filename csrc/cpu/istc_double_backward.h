@@ -22,16 +22,16 @@ struct DualArrays {
   static int parts(const IstcDoubleBackward<Real>& p) { return (p.grad_atoms ? 4 : 2) * p.iterations; }
 
   DualArrays(Carver<Real>& carver, const IstcDoubleBackward<Real>& p, int64_t lanes)
-      : patches(carver.take(tile(p, lanes))),
-        patch_tangents(carver.take(tile(p, lanes))),
+      : patches(carver.take(tile_numbers<Real>(p.width, lanes))),
+        patch_tangents(carver.take(tile_numbers<Real>(p.width, lanes))),
         scale(carver.take(lanes)),
         scale_tangent(carver.take(lanes)),
-        query_tangent(carver.take(tile(p, lanes))),
-        residuals(carver.take(p.iterations * tile(p, lanes))),
-        residual_tangents(carver.take((p.iterations + 1) * tile(p, lanes))),
-        adjoints(carver.take(2 * (p.iterations + 1) * tile(p, lanes))),
-        bar(carver.take(tile(p, lanes))),
-        bar_tangent(carver.take(tile(p, lanes))),
+        query_tangent(carver.take(tile_numbers<Real>(p.width, lanes))),
+        residuals(carver.take(p.iterations * tile_numbers<Real>(p.width, lanes))),
+        residual_tangents(carver.take((p.iterations + 1) * tile_numbers<Real>(p.width, lanes))),
+        adjoints(carver.take(2 * (p.iterations + 1) * tile_numbers<Real>(p.width, lanes))),
+        bar(carver.take(tile_numbers<Real>(p.width, lanes))),
+        bar_tangent(carver.take(tile_numbers<Real>(p.width, lanes))),
         side(carver, p, lanes, parts(p), p.grad_atoms != nullptr),
         iterations(p.iterations),
         first_u(parts(p) - 2 * p.iterations) {}
@@ -40,11 +40,6 @@ struct DualArrays {
   Real* code_tangents(int m) const { return side.weight(iterations + m); }
   Real* u(int m) const { return side.weight(first_u + m); }
   Real* u_tangent(int m) const { return side.weight(first_u + iterations + m); }
-
- private:
-  static int64_t tile(const IstcDoubleBackward<Real>& p, int64_t lanes) {
-    return round_up(p.width * lanes, kLanes<Real>);
-  }
 };
 
 // u̇_m = α̇_m + η(Dᵀṙ_m + Ḋᵀr_m);  α̇_{m+1} = σ'(u_m) u̇_m;  ṙ_{m+1} = ż − Dα̇_{m+1} − Ḋα_{m+1}.

@@ -24,10 +24,10 @@ struct ForwardArrays {
   Real *query, *residual, *sum, *scale, *codes, *columns;
 
   ForwardArrays(Carver<Real>& carver, const IstcProblem<Real>& p, int64_t lanes) {
-    const int64_t tile = round_up(p.width * lanes, kLanes<Real>);
+    const int64_t tile = tile_numbers<Real>(p.width, lanes);
     for (Real** array : {&query, &residual, &sum}) *array = carver.take(tile);
     scale = carver.take(lanes);
-    codes = carver.take(round_up(p.atoms * lanes, kLanes<Real>));
+    codes = carver.take(tile_numbers<Real>(p.atoms, lanes));
     columns = carver.take(Diagonals<Real>::group_size(p, lanes));
   }
 };
@@ -60,7 +60,7 @@ void forward_group(const IstcForward<Real>& p, const Stream<Real>& stream, int64
       if (m > 0) {
         tile.products(tile.atoms, own.residual, codes, true);
       } else {
-        tile.first_products(diagonals ? &*diagonals : nullptr, own.residual, step, own.scale, codes);
+        tile.first_products(diagonals, own.residual, step, own.scale, codes);
       }
       for_each_vector<Real>(tile.size(), [&](int64_t i) {
         store(codes + i, shrink<shrinkage>(load(codes + i), lambda, tau).value);

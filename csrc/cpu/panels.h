@@ -9,6 +9,12 @@
 namespace fsad {
 inline namespace FSAD_ISA {
 
+// Memory for rows of `lanes` numbers: whole vectors.
+template <class Real>
+int64_t tile_numbers(int64_t rows, int64_t lanes) {
+  return round_up(rows * lanes, kLanes<Real>);
+}
+
 template <class Real>
 struct Panels {
   int64_t count;  // queries
@@ -32,8 +38,7 @@ struct Panels {
     }
   }
 
-  // Numbers of a tile (d × lanes), and of (atoms × lanes); whole vectors.
-  int64_t size(int64_t width) const { return round_up(width * lanes, kLanes<Real>); }
+  int64_t size(int64_t width) const { return tile_numbers<Real>(width, lanes); }
 };
 
 // Calls body(i) for i = 0, kLanes, 2 kLanes … below size.
@@ -102,16 +107,6 @@ void scale_lanes(const Panels<Real>& panels, const Real* x, const Real* s, int64
 template <class Real>
 void scale_tile(const Real* x, Real factor, int64_t size, Real* y) {
   for (int64_t i = 0; i < size; ++i) y[i] = factor * x[i];
-}
-
-// Calls visit(query, i, index) for all entries of a tile that belong to queries.
-template <class Real, class Visit>
-void visit_entries(const Panels<Real>& panels, int64_t width, Visit visit) {
-  panels.for_each(width, [&](int64_t panel, int64_t lane, int64_t columns) {
-    for (int64_t q = 0; q < columns && lane + q < panels.count; ++q) {
-      for (int64_t i = 0; i < width; ++i) visit(lane + q, i, panel + i * columns + q);
-    }
-  });
 }
 
 // A tile, turned: for every kBlock columns of its transpose (lanes × d) a panel of `rows` rows, of

@@ -12,7 +12,7 @@ struct PeakArrays {
   Real *query, *best;
 
   PeakArrays(Carver<Real>& carver, const IstcProblem<Real>& p, int64_t lanes) {
-    query = carver.take(round_up(p.width * lanes, kLanes<Real>));
+    query = carver.take(tile_numbers<Real>(p.width, lanes));
     best = carver.take(tiles(p) * lanes);
   }
 

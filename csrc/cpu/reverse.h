@@ -18,7 +18,7 @@ struct AtomSide {
   int64_t parts, apart;
 
   AtomSide(Carver<Real>& carver, const IstcProblem<Real>& p, int64_t lanes, int parts, bool wanted)
-      : parts(parts), apart(round_up(p.atoms * lanes, kLanes<Real>)) {
+      : parts(parts), apart(tile_numbers<Real>(p.atoms, lanes)) {
     weights = carver.take(parts * apart);
     turned = wanted ? carver.take(parts * lanes * round_up(p.width, kBlock<Real>)) : nullptr;
   }
@@ -49,9 +49,16 @@ struct AtomSide {
 template <class Real>
 void add_query_gradients(const Panels<Real>& panels, int64_t width, const Real* bar, const Real* patches,
                          const Real* scale, Real* rows, Real* grad_scale) {
-  visit_entries(panels, width, [&](int64_t q, int64_t i, int64_t at) {
-    grad_scale[q] += bar[at] * patches[at];
-    rows[q * width + i] += bar[at] * scale[q];
+  panels.for_each(width, [&](int64_t panel, int64_t lane, int64_t columns) {
+    for (int64_t q = 0; q < columns && lane + q < panels.count; ++q) {
+      double product = 0;  // a long sum of one number: float32's roundings would add up
+      for (int64_t i = 0; i < width; ++i) {
+        const int64_t at = panel + i * columns + q;
+        product += double(bar[at]) * double(patches[at]);
+        rows[(lane + q) * width + i] += bar[at] * scale[lane + q];
+      }
+      grad_scale[lane + q] += Real(product);
+    }
   });
 }
 

@@ -26,8 +26,8 @@ struct WorkerArrays {
     const int64_t atoms = tile_atoms(p.width), tile = atoms * AtomRows<Real>::packed_stride(p.width);
     packed = carver.take(tile);
     packed_tangents = carver.take(tile);
-    for (Real*& array : local) array = carver.take(round_up(atoms * lanes, kLanes<Real>));
-    sums = carver.take(kSums * round_up(p.width * lanes, kLanes<Real>));
+    for (Real*& array : local) array = carver.take(tile_numbers<Real>(atoms, lanes));
+    sums = carver.take(kSums * tile_numbers<Real>(p.width, lanes));
     ring = carver.take(Diagonals<Real>::worker_size(p, lanes));
   }
 };
@@ -68,8 +68,8 @@ struct Tile {
   }
 
   // S (atoms × lanes) = D X for the scaled query patches X = step · scale · patches, by diagonals if given.
-  void first_products(const Diagonals<Real>* diagonals, const Real* x, Real step, const Real* scale,
-                      Real* s) const {
+  void first_products(const std::optional<Diagonals<Real>>& diagonals, const Real* x, Real step,
+                      const Real* scale, Real* s) const {
     if (!diagonals) return products(atoms, x, s, false);
     diagonals->products(first, count, ring, known, s);
     for (int64_t atom = 0; atom < count; ++atom) {
@@ -78,11 +78,11 @@ struct Tile {
     }
   }
 
-  // Y (d × lanes) += Dᵀ W with W (atoms × lanes). Atoms none of whose weights in a panel exceeds
-  // `negligible` are left out there; if that is below zero, nobody looks.
+  // Y (d × lanes) += Dᵀ W with W (atoms × lanes). Atoms all of whose weights in a panel are at most
+  // `negligible` are left out there; if that is below zero, nobody looks. What is no number stays.
   void weighted_sum(Rows<Real> rows, const Real* w, Real* y, Real negligible) const {
     const int64_t lanes = panels.lanes;
-    std::array<int, 96> listed;
+    std::array<int, kMostAtoms> listed;
     int64_t used = count;
     for (int i = 0; i < count; ++i) listed[i] = i;
     panels.for_each(width, [&](int64_t panel, int64_t lane, int64_t columns) {
@@ -104,10 +104,10 @@ struct Tile {
     int64_t used = 0;
     for (int atom = 0; atom < count; ++atom) {
       const Real* weights = w + atom * panels.lanes;
-      Real largest = 0;
-      for (int64_t q = 0; q < columns; ++q) largest = std::max(largest, std::abs(weights[q]));
+      bool weighty = false;
+      for (int64_t q = 0; q < columns; ++q) weighty |= !(std::abs(weights[q]) <= negligible);
       listed[used] = atom;
-      used += largest > negligible;
+      used += weighty;
     }
     return used;
   }

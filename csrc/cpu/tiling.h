@@ -10,7 +10,8 @@ inline namespace FSAD_ISA {
 
 // Atoms of a tile: enough that a block of the weighted sum, stored once a tile, is worth it; few enough that
 // tile and sums stay in the second cache (1 MiB on the machine measured) when atoms are wide.
-inline int64_t tile_atoms(int64_t width) { return width <= 256 ? 96 : 48; }
+constexpr int64_t kMostAtoms = 96;
+inline int64_t tile_atoms(int64_t width) { return width <= 256 ? kMostAtoms : kMostAtoms / 2; }
 
 // Products over a wide d go by parts of this depth: a panel of so many rows (16 KiB) stays in the first
 // cache.
