@@ -77,6 +77,15 @@ def test_peak_correlation_equals_reference(case: Case) -> None:
     check_peak_correlation(case)
 
 
+def test_peak_of_several_is_the_first() -> None:
+    """Atoms at odds by sign only, in one tile and in others."""
+    atoms = torch.zeros(1, 1, 1, 300, 8)
+    atoms[..., [5, 20, 150, 299], :] = torch.tensor([-1.0, 1.0, 1.0, -1.0])[:, None]
+    for count in (2, 40):
+        peak = torch.ops.fsad.peak_atom(torch.ones(1, 1, 1, count, 8), atoms, None, 1)
+        assert peak.tolist() == [count * [5]]
+
+
 def test_third_order_raises() -> None:
     queries = torch.randn(3, 4, requires_grad=True)
     residual = functional.istc(queries, torch.eye(4), [0.1], step=0.1, tau=3.0, backend="native")
