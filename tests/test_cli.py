@@ -199,6 +199,8 @@ def test_an_interrupted_run_leaves_what_was_there(parts, detected, number, tmp_p
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Whoever runs the tests in the background has SIGINT ignored, which is inherited.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     end = time.monotonic() + 120
     while len(files(tmp_path)) < len(before) + 3:  # in the middle of the work

@@ -37,6 +37,7 @@ def test_what_a_gpu_cannot_do_is_said(monkeypatch, capsys):
     _, left_out = kernel_check.check_kernels(["old"])
     assert len(left_out) == 1 and "An Old GPU has 7.5" in left_out[0]
     monkeypatch.setattr(kernel_check, "check_kernels", lambda devices: ([], left_out))
+    monkeypatch.setattr(doctor, "_check_other", lambda isa, facts: None)
     doctor.run_doctor(Console(width=200), as_json=False)
     assert f"Not checked: {left_out[0]}" in capsys.readouterr().out
 
@@ -68,9 +69,19 @@ def test_a_wrong_kernel_is_found(monkeypatch, capsys, fault):
         return result * (1 + fault) if backend == "native" else result
 
     monkeypatch.setattr(functional, "sparse_code", wrong)
+    monkeypatch.setattr(doctor, "_check_other", lambda isa, facts: None)
     assert doctor.run_doctor(Console(width=200), as_json=False) is False
     shown = capsys.readouterr().out
     assert "FAILED" in shown and "disagree with the reference" in shown
+
+
+def test_kernels_that_crash_are_found(monkeypatch, capsys):
+    monkeypatch.setattr(kernel_check, "check_kernels", lambda devices: ([], []))
+    monkeypatch.setattr(
+        doctor.subprocess, "run", lambda *a, **k: doctor.subprocess.CompletedProcess(a, -4, "", "illegal")
+    )
+    assert doctor.run_doctor(Console(width=200), as_json=False) is False
+    assert "ended with -4: illegal" in capsys.readouterr().out
 
 
 def test_a_missing_library_is_said_plainly(monkeypatch, capsys):
