@@ -15,7 +15,7 @@ from problem import products
 from torch import Tensor, nn
 
 import fsad
-from fsad.synthetic import make_parts
+from fsad.procedural import ProceduralTask
 
 SIZE, SHOTS, QUERIES, CHAIN = 64, 10, 4, 5
 CHANNELS, STRIDE = 64, 4
@@ -30,8 +30,8 @@ class Training:
     """Pictures and network. A contender is a backend, or ``"without coding"``: all but fsad's part."""
 
     def __init__(self) -> None:
-        self.support = _pictures(SHOTS, defective=False, seed=0)
-        self.normal = _pictures(QUERIES, defective=False, seed=1)
+        self.support = _pictures(range(SHOTS))
+        self.normal = _pictures(range(SHOTS, SHOTS + QUERIES))
         generator = torch.Generator().manual_seed(0)
         self.corrupted = self.normal.clone()  # one patch of uniform noise
         self.corrupted[:, :, 24:40, 24:40] = torch.rand(QUERIES, 3, 16, 16, generator=generator)
@@ -109,6 +109,7 @@ def network() -> nn.Module:
         )
 
 
-def _pictures(count: int, defective: bool, seed: int) -> Tensor:
-    parts = make_parts(count, defective=defective, size=SIZE, seed=seed)
-    return torch.from_numpy(np.stack([part.image for part in parts])).permute(0, 3, 1, 2) / 255
+def _pictures(numbers: range) -> Tensor:
+    task = ProceduralTask(0, SIZE, "disc")
+    images = np.stack([task.normal(number).image for number in numbers])
+    return torch.from_numpy(images).permute(0, 3, 1, 2) / 255

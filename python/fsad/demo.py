@@ -1,8 +1,6 @@
 """`fsad demo`: ten normal pictures against three baselines, on real solar cells or on procedural parts.
 
-Real: the monocrystalline cells of the PyPI package `elpv-dataset` (Deitsch et al., "Automatic classification
-of defective photovoltaic module cells in electroluminescence images", 2019), probability 0 against 1 only.
-Blocks of 60 neighbouring numbers stay together, since neighbours are alike: every third is for testing.
+Real: the monocrystalline cells of the PyPI package `elpv-dataset`, split as `fsad.datasets` says.
 
 Every method sees the same features, computed once a picture, and all maps are pooled to scores alike.
 """
@@ -11,11 +9,10 @@ import hashlib
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,19 +21,21 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
+from . import datasets
 from .backbones import Backbone, load_backbone
 from .baselines import Mahalanobis, NearestNeighbour, Ridge
 from .detector import FewShotDetector
 from .errors import FsadError
 from .frames import score_maps
 from .images import display_name, load_image, resize
+from .procedural import ProceduralTask
 from .results import ResultFolder
-from .synthetic import make_parts
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
 
 SHOTS = 10
 SIZE = 256
+PRODUCT = 7  # the seed of the procedural one
 BASELINES: dict[str, Callable[[], Any]] = {
     "nearest neighbour": NearestNeighbour,
     "Mahalanobis distance": Mahalanobis,
@@ -182,26 +181,27 @@ def _task(data: str, scratch: Path, out: Console) -> Task:
 
 
 def _elpv() -> Task:
-    root = Path(str(resources.files("elpv_dataset"))) / "data"
-    cells = [line.split() for line in (root / "labels.csv").read_text().splitlines()]
-    mono = {name: float(probability) for name, probability, kind in cells if kind == "mono"}
-    held_out = {name: int(name[-8:-4]) // 60 % 3 == 2 for name in mono}  # images/cell0001.png
-    normal = [root / name for name, p in mono.items() if p == 0 and not held_out[name]]
-    test = [name for name, p in mono.items() if p == 1 or (p == 0 and held_out[name])]
-    anomalous = np.array([mono[name] == 1 for name in test])
+    mono = datasets.load("elpv")[0]
+    normal = cast(list[Path], mono.normal)
+    test = [cast(Path, picture.source) for picture in mono.test]
+    anomalous = np.array([picture.anomalous for picture in mono.test])
     backbone = load_backbone("efficientnet_lite0")
-    return Task("Solar cells", root, normal, [root / name for name in test], anomalous, backbone)
+    return Task("Solar cells", normal[0].parents[1], normal, test, anomalous, backbone)
 
 
 def _procedural(scratch: Path, backbone: Backbone) -> Task:
-    kinds = {"normal": (30, False, 0), "test/good": (40, False, 1), "test/bad": (40, True, 2)}
+    product = ProceduralTask(PRODUCT, size=192, family="disc")
+    kinds = {
+        "normal": (product.normal, range(30)),
+        "test/good": (product.normal, range(30, 70)),
+        "test/bad": (product.defective, range(70, 110)),
+    }
     paths: dict[str, list[Path]] = {}
-    for name, (count, defective, seed) in kinds.items():
+    for name, (make, numbers) in kinds.items():
         (scratch / name).mkdir(parents=True)
-        paths[name] = [scratch / name / f"{i:02}.png" for i in range(count)]
-        parts = make_parts(count, defective=defective, size=192, seed=seed)
-        for path, part in zip(paths[name], parts, strict=True):
-            Image.fromarray(part.image).save(path)
+        paths[name] = [scratch / name / f"{number:03}.png" for number in numbers]
+        for path, number in zip(paths[name], numbers, strict=True):
+            Image.fromarray(make(number).image).save(path)
     anomalous = np.repeat([False, True], 40)
     test = paths["test/good"] + paths["test/bad"]
     return Task("Procedural parts", scratch, paths["normal"], test, anomalous, backbone)

@@ -1,0 +1,297 @@
+"""The field's data sets: what each is, how it lies on disk, and how that becomes categories to evaluate on.
+
+`DATASETS` describes them; `load` and `load_videos` read one. Nothing is downloaded and nothing guessed: a
+root that is not laid out as described, a picture without its mask and a file that is missing raise
+InputError, which names the path.
+"""
+
+import csv
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fsad.errors import FsadError, InputError
+from fsad.images import ImageLike, display_name, list_images, load_image, resize
+from fsad.procedural import FAMILIES, ProceduralTask
+from fsad.video import VideoCategory, avenue, entries, shanghaitech, ucsd
+
+GOOD = ("good", "ok", "normal")  # what folders of normal pictures are called, in any case
+
+
+class Picture(NamedTuple):
+    source: ImageLike
+    anomalous: bool
+    mask: ImageLike | None  # for `read_mask`; None for a normal picture, or where there is no pixel truth
+
+
+@dataclass
+class Category:
+    """One product: normal pictures to adapt to, and pictures to test on."""
+
+    name: str
+    normal: list[ImageLike]
+    test: list[Picture]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there is pixel truth: every anomalous picture has a mask."""
+        return all(picture.mask is not None for picture in self.test if picture.anomalous)
+
+
+class Dataset(NamedTuple):
+    name: str
+    title: str
+    licence: str
+    source: str
+    layout: str  # what lies in its root
+    marks: tuple[str, ...]  # patterns, of which a root holds at least one; empty: takes no root
+    read: Callable[[Any], list[Any]]
+    video: bool = False  # read by `load_videos`
+
+
+def read_mask(source: ImageLike | None, size: int | tuple[int, int]) -> np.ndarray:
+    """bool (size, size), or `size` = (h, w): which pixels are anomalous; none where there is no mask.
+
+    Resized with antialiasing; then more than half of a pixel's area must be anomalous. With any share above
+    0, masks would grow as pictures shrink.
+    """
+    if source is None:
+        return np.zeros((size, size) if isinstance(size, int) else size, dtype=bool)
+    return resize(_marked(source), size)[:, :, 0] > 0.5
+
+
+def load(name: str, root: str | os.PathLike | None = None) -> list[Category]:
+    """The categories of a data set of pictures.
+
+    root: the folder of the data; None for sets that come from a package or are made up. Raises InputError,
+    or FsadError where a package is missing.
+    """
+    return _read(name, root, is_video=False)
+
+
+def load_videos(name: str, root: str | os.PathLike | None = None) -> list[VideoCategory]:
+    """`load` for the data sets of videos."""
+    return _read(name, root, is_video=True)
+
+
+def _read(name: str, root: str | os.PathLike | None, is_video: bool) -> list[Any]:
+    names = [dataset.name for dataset in DATASETS.values() if dataset.video == is_video]
+    if name not in names:
+        kind = "videos" if is_video else "pictures"
+        raise InputError(f"got {name!r}; expected a data set of {kind}: {', '.join(names)}")
+    dataset = DATASETS[name]
+    if (root is None) == bool(dataset.marks):
+        raise InputError(f"{name} {'needs a' if dataset.marks else 'takes no'} folder: {dataset.layout}")
+    return dataset.read(None if root is None else _checked(Path(root), dataset))
+
+
+def _checked(root: Path, dataset: Dataset) -> Path:
+    """The root, if it is laid out as it should be; the error says what is missing, and what lies near."""
+    found = [path.name for path in entries(root)]
+    if _fits(root, dataset):
+        return root
+    near = (*root.absolute().parents[:2], *(root / name for name in found))
+    right = next((path for path in near if _fits(path, dataset)), None)
+    shown = ", ".join(map(display_name, found[:6])) + (" …" if len(found) > 6 else "")
+    raise InputError(
+        f"{display_name(root)} is not laid out as {dataset.title}: expected {dataset.layout}, hence "
+        f"{display_name(root / dataset.marks[0])}; found {shown or 'nothing'}"
+        + (f". Give {display_name(right)} instead" if right else "")
+    )
+
+
+def _fits(root: Path, dataset: Dataset) -> bool:
+    return root.is_dir() and any(next(root.glob(mark), None) is not None for mark in dataset.marks)
+
+
+def _marked(source: ImageLike) -> np.ndarray:
+    """float32 (H, W, 1), 1 where a mask is not 0, whichever values it has.
+
+    JPEG makes small values of the zeros near an edge: there, half of the maximum tells where the edge was.
+    """
+    values = load_image(source).max(axis=2, keepdims=True)
+    is_jpeg = isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in (".jpg", ".jpeg")
+    return (values > (values.max() / 2 if is_jpeg else 0)).astype(np.float32)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in entries(folder) if path.is_dir()]
+
+
+def _pairs(pictures: list[Path], masks: list[Path], *endings: str) -> Iterator[tuple[Path, Path]]:
+    """Each picture with its mask, which has the same name but for one of `endings` and the suffix."""
+    left = {mask.stem.lower(): mask for mask in masks}
+    for picture in pictures:
+        names = [picture.stem.lower() + ending for ending in endings]
+        mask = next((left.pop(name) for name in names if name in left), None)
+        if mask is None:
+            raise InputError(f"{display_name(picture)} has no mask; expected {'.* or '.join(names)}.*")
+        yield picture, mask
+    if left:
+        raise InputError(f"{display_name(next(iter(left.values())))} is a mask without a picture")
+
+
+def _tree(root: Path, need_masks: bool = True) -> list[Category]:
+    """MVTec AD's layout and its like; folders with neither train nor test are no categories."""
+    found = [path for path in _folders(root) if (path / "train").is_dir() or (path / "test").is_dir()]
+    return [Category(path.name, _tree_normal(path / "train"), _tree_test(path, need_masks)) for path in found]
+
+
+def _tree_normal(train: Path) -> list[ImageLike]:
+    """The pictures in train/good, or in train where that has no folders."""
+    kinds = _folders(train)
+    good = [kind for kind in kinds if kind.name.lower() in GOOD]
+    if kinds and not good:
+        raise InputError(f"{display_name(train)} has no folder {' or '.join(GOOD)} of normal pictures")
+    return [path for kind in good or [train] for path in list_images(kind)]
+
+
+def _tree_test(category: Path, need_masks: bool) -> list[Picture]:
+    """The pictures in test/<kind>, with masks if these are needed or there is a ground_truth."""
+    test: list[Picture] = []
+    truth, kinds = category / "ground_truth", _folders(category / "test")
+    for kind in kinds:
+        pictures, anomalous = list_images(kind), kind.name.lower() not in GOOD
+        if anomalous and (need_masks or truth.is_dir()):
+            masks = list_images(truth / kind.name) if (truth / kind.name).is_dir() else []
+            test += [Picture(path, True, mask) for path, mask in _pairs(pictures, masks, "_mask", "")]
+        else:
+            test += [Picture(path, anomalous, None) for path in pictures]
+    if not kinds:
+        raise InputError(f"{display_name(category / 'test')} holds no folders; expected good and defects")
+    return test
+
+
+def _visa(root: Path) -> list[Category]:
+    """As it is distributed, split by its table, or as it is converted for other software."""
+    table, categories = root / "split_csv" / "1cls.csv", dict[str, Category]()
+    if not table.is_file():
+        return _tree(root)
+    with open(table, newline="", encoding="utf-8-sig", errors="replace") as file:
+        rows = list(csv.DictReader(file, restval=""))
+    if not rows:
+        raise InputError(f"{display_name(table)} lists no pictures")
+    for number, row in enumerate(rows, 2):
+        kind, name = f"{row.get('split')} {row.get('label')}", row.get("object", "")
+        image, mask = root / row.get("image", ""), root / row.get("mask", "")
+        known = kind in ("train normal", "test normal") or (kind == "test anomaly" and mask.is_file())
+        if not known or not image.is_file():
+            expected = "object, split, label, image and mask, and files that exist"
+            raise InputError(f"{display_name(table)}, line {number}: expected {expected}; got {row}")
+        category = categories.setdefault(name, Category(name, [], []))
+        if kind == "train normal":
+            category.normal.append(image)
+        elif kind == "test normal":
+            category.test.append(Picture(image, False, None))
+        else:
+            category.test.append(Picture(image, True, mask))
+    return sorted(categories.values(), key=lambda category: category.name)
+
+
+def _kolektor(root: Path) -> list[Category]:
+    """The normal pictures of items with odd numbers are to adapt to, all others to test on.
+
+    There is no split of its own; pictures of an item are alike, and so stay together, but for the defects.
+    """
+    category = Category("kolektor", [], [])
+    for item in (path for path in _folders(root) if re.fullmatch(r"(?i)kos\d+", path.name)):
+        files = list_images(item)
+        labels = [path for path in files if path.stem.lower().endswith("_label")]
+        for path, label in _pairs([path for path in files if path not in labels], labels, "_label"):
+            anomalous = bool(_marked(label).any())
+            if anomalous or int(item.name[3:]) % 2 == 0:
+                category.test.append(Picture(path, anomalous, label if anomalous else None))
+            else:
+                category.normal.append(path)
+    return [category]
+
+
+def _elpv(_: None) -> list[Category]:
+    """Mono- and polycrystalline cells that are defective with a probability of 0 or 1.
+
+    Blocks of 60 neighbouring numbers stay together, since neighbours are alike: every third is for testing.
+    """
+    package = find_spec("elpv_dataset")
+    if package is None or package.origin is None:
+        raise FsadError("elpv is not installed; `pip install elpv-dataset` or `pip install 'fsad[demo]'`")
+    root = Path(package.origin).parent / "data"
+    categories = {kind: Category(kind, [], []) for kind in ("mono", "poly")}
+    for line in (root / "labels.csv").read_text().splitlines():
+        name, text, kind = line.split()
+        probability, held_out = float(text), int(name[-8:-4]) // 60 % 3 == 2  # images/cell0001.png
+        if probability == 1 or (probability == 0 and held_out):
+            categories[kind].test.append(Picture(root / name, probability == 1, None))
+        elif probability == 0:
+            categories[kind].normal.append(root / name)
+    return list(categories.values())
+
+
+def _procedural(_: None) -> list[Category]:
+    """One product of each family, with seeds that training does not reach; arrays in place of paths."""
+    categories = []
+    for number, family in enumerate(FAMILIES):
+        task = ProceduralTask(1_000_000 + number, 96, family)
+        test = [Picture(task.normal(i).image, False, None) for i in range(20, 40)]
+        test += [Picture(part.image, True, part.mask) for part in map(task.defective, range(40, 60))]
+        categories.append(Category(task.name, [task.normal(i).image for i in range(20)], test))
+    return categories
+
+
+def _ucsd(number: int) -> tuple[str, tuple[str], Callable[[Path], list[VideoCategory]], bool]:
+    name = f"UCSDped{number}"
+    text = f"{name}/Train/Train001/001.tif, {name}/Test/{{Test001/001.tif,{name}.m or Test001_gt/001.bmp}}"
+    return text, (f"{name}/Train",), partial(ucsd, name=name), True
+
+
+# The fields of `Dataset` from `layout` on.
+TREE = (
+    "<category>/train/good/*.png, test/{good,<defect>}/*.png, ground_truth/<defect>/<name>_mask.png",
+    ("*/train/good",),
+    _tree,
+)
+VISA = "split_csv/1cls.csv, or MVTec AD's layout", ("split_csv/1cls.csv", "*/train/good"), _visa
+BTAD = "{01,02,03}/{train/ok,test/{ok,ko},ground_truth/ko}/*", ("*/train/ok", "*/train/good"), _tree
+KOLEKTOR = "kosNN/PartM.jpg, kosNN/PartM_label.bmp; only odd NN to adapt to", ("kos*/*_label.*",), _kolektor
+ELPV = "package elpv-dataset; labels 0 and 1, every third block of 60 to test on", (), _elpv
+FOLDERS = (
+    "<category>/train/*.png or train/good/*.png, test/{good,<defect>}/*.png, and maybe ground_truth",
+    ("*/train",),
+    partial(_tree, need_masks=False),
+)
+MADE_UP = "no files; a product of each family, 20 to adapt to, 20 + 20 to test on", (), _procedural
+AVENUE = (
+    "{training,testing}_videos/01.avi, ground_truth_demo/testing_label_mask/1_label.mat",
+    ("training_videos",),
+    avenue,
+    True,
+)
+SHANGHAITECH = (
+    "training/videos/01_001.avi, testing/frames/01_0014/000.jpg, testing/test_frame_mask/01_0014.npy",
+    ("testing/frames",),
+    shanghaitech,
+    True,
+)
+BY_NC_SA, ON_ITS_PAGE = "CC BY-NC-SA 4.0", "see its page"
+
+_ALL = (
+    Dataset("mvtec", "MVTec AD", BY_NC_SA, "mvtec.com/company/research/datasets/mvtec-ad", *TREE),
+    Dataset("visa", "VisA", "CC BY 4.0", "github.com/amazon-science/spot-diff", *VISA),
+    Dataset("mpdd", "MPDD, metal parts", ON_ITS_PAGE, "github.com/stepanje/MPDD", *TREE),
+    Dataset("btad", "BTAD", BY_NC_SA, "avires.dimi.uniud.it/papers/btad/btad.zip", *BTAD),
+    Dataset("kolektor", "KolektorSDD", BY_NC_SA, "vicos.si/resources/kolektorsdd", *KOLEKTOR),
+    Dataset("elpv", "ELPV, solar cells", BY_NC_SA, "pypi.org/project/elpv-dataset", *ELPV),
+    Dataset("folders", "folders of categories", "yours", "your own pictures", *FOLDERS),
+    Dataset("procedural", "made-up products, NOT real data", "Apache-2.0", "fsad.procedural", *MADE_UP),
+    Dataset("ucsd-ped1", "UCSD Ped1", ON_ITS_PAGE, "svcl.ucsd.edu/projects/anomaly/dataset.htm", *_ucsd(1)),
+    Dataset("ucsd-ped2", "UCSD Ped2", ON_ITS_PAGE, "svcl.ucsd.edu/projects/anomaly/dataset.htm", *_ucsd(2)),
+    Dataset("avenue", "CUHK Avenue", ON_ITS_PAGE, "cse.cuhk.edu.hk/leojia/projects/detectabnormal", *AVENUE),
+    Dataset("shanghaitech", "ShanghaiTech", "BSD 2-Clause", "svip-lab.github.io/dataset", *SHANGHAITECH),
+)
+DATASETS = {dataset.name: dataset for dataset in _ALL}

@@ -1,0 +1,407 @@
+"""Each data set is read from its look-alike, traps included; what is wrong with one is named."""
+
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import lookalikes
+import numpy as np
+import pytest
+from lookalikes import BAD_FRAMES, DEFECT, FRAMES
+from PIL import Image
+
+from fsad import datasets
+from fsad.datasets import DATASETS, Category, load, load_videos, read_mask
+from fsad.errors import FsadError, InputError
+from fsad.images import load_image
+
+WITH_ROOT = [name for name, dataset in DATASETS.items() if dataset.marks]
+
+
+def names(category: Category, root: Path) -> tuple[list[str], list[str], list[str]]:
+    """Paths below the category: normal pictures to adapt to, then normal and anomalous ones to test on."""
+    test = {bad: [p.source for p in category.test if p.anomalous == bad] for bad in (False, True)}
+    return tuple(
+        [path.relative_to(root).as_posix() for path in paths] for paths in (category.normal, *test.values())
+    )
+
+
+def check_masks(category: Category) -> None:
+    """Every anomalous picture, and no other, has its mask."""
+    assert category.has_masks
+    for picture in category.test:
+        expected = DEFECT if picture.anomalous else np.zeros((16, 16))
+        np.testing.assert_array_equal(read_mask(picture.mask, 16), expected)
+
+
+def test_mvtec(tmp_path):
+    lookalikes.mvtec(tmp_path)
+    categories = load("mvtec", tmp_path)
+    assert [category.name for category in categories] == ["bottle", "metal_nut"]
+    for category in categories:
+        normal, good, bad = names(category, tmp_path / category.name)
+        assert normal == [f"train/good/00{i}.PNG" for i in range(3)]
+        assert good == ["test/good/000.png"]
+        assert bad == ["test/broken/000.png", "test/broken/001.PNG", "test/scratch/000.bmp"]
+        check_masks(category)
+    masks = [picture.mask.name for picture in categories[0].test if picture.anomalous]
+    assert masks == ["000_mask.png", "001.png", "000_mask.bmp"]
+
+
+def test_visa_as_distributed(tmp_path):
+    lookalikes.visa(tmp_path)
+    categories = load("visa", tmp_path)
+    assert [category.name for category in categories] == ["candle", "pcb1"]
+    for category in categories:
+        normal, good, bad = names(category, tmp_path / category.name / "Data" / "Images")
+        assert normal == [f"Normal/000{i}.JPG" for i in range(3)]
+        assert good == ["Normal/0003.JPG", "Normal/0004.JPG"]
+        assert bad == ["Anomaly/000.JPG", "Anomaly/001.JPG"]
+        check_masks(category)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "categories", "counts"),
+    [
+        ("visa", lookalikes.visa_converted, ["candle", "pcb1"], (3, 1, 1)),
+        ("mpdd", lookalikes.mpdd, ["connector", "tubes"], (2, 2, 2)),
+        ("btad", lookalikes.btad, ["01", "02", "03"], (2, 2, 2)),
+    ],
+)
+def test_layouts_like_mvtec(tmp_path, name, write, categories, counts):
+    write(tmp_path)
+    found = load(name, tmp_path)
+    assert [category.name for category in found] == categories
+    for category in found:
+        assert tuple(map(len, names(category, tmp_path))) == counts
+        check_masks(category)
+
+
+def test_kolektor_is_split_by_items(tmp_path):
+    lookalikes.kolektor(tmp_path)
+    (category,) = load("kolektor", tmp_path)
+    normal, good, bad = names(category, tmp_path)
+    assert normal == ["kos01/Part0.jpg", "kos03/Part0.jpg", "kos03/Part1.jpg"]
+    assert good == ["kos02/Part0.jpg", "kos02/Part1.jpg", "kos04/Part0.jpg"]
+    assert bad == ["kos01/Part1.jpg", "kos04/Part1.jpg"]
+    check_masks(category)
+
+
+def test_folders_of_ones_own(tmp_path):
+    lookalikes.folders(tmp_path)
+    only_bad, plain = load("folders", tmp_path)
+    assert (only_bad.name, plain.name) == ("only bad", "plain")
+    assert names(plain, tmp_path / "plain") == (
+        ["train/0.JPEG", "train/1.JPEG"],
+        ["test/Good/0.tiff", "test/Good/1.tiff"],
+        ["test/dents/0.png", "test/dents/1.png"],
+    )
+    assert tuple(map(len, names(only_bad, tmp_path))) == (2, 0, 2)
+    assert not plain.has_masks
+    lookalikes.mask(tmp_path / "plain" / "ground_truth" / "dents" / "0.png")
+    with pytest.raises(InputError, match=r"test/dents/1\.png has no mask; expected 1_mask\.\* or 1\.\*"):
+        load("folders", tmp_path)  # some masks are worse than none
+
+
+@pytest.mark.skipif(find_spec("elpv_dataset") is None, reason="needs the package elpv-dataset")
+def test_elpv():
+    mono, poly = load("elpv")
+    assert (mono.name, poly.name) == ("mono", "poly")
+    assert not mono.has_masks
+    counts = [(len(c.normal), len(c.test), sum(p.anomalous for p in c.test)) for c in (mono, poly)]
+    assert counts == [(423, 165 + 313, 313), (603, 719, 402)]
+    assert not {*mono.normal} & {picture.source for picture in mono.test}
+    assert load_image(mono.normal[0]).shape == (300, 300, 3)
+
+
+def test_elpv_without_its_package(monkeypatch):
+    monkeypatch.setattr(datasets, "find_spec", lambda name: None)
+    with pytest.raises(FsadError, match="pip install elpv-dataset"):
+        load("elpv")
+
+
+def test_procedural(monkeypatch):
+    monkeypatch.setattr(datasets, "FAMILIES", datasets.FAMILIES[:2])
+    first, second = load("procedural")
+    assert first.name != second.name
+    assert (len(first.normal), len(first.test)) == (20, 40)
+    for picture in first.test:
+        assert read_mask(picture.mask, 96).any() == picture.anomalous
+    shown = {picture.tobytes() for picture in (*first.normal, *(picture.source for picture in first.test))}
+    assert len(shown) == 60
+
+
+def test_masks_keep_their_size_when_resized(tmp_path):
+    stripes = np.zeros((64, 64), bool)
+    stripes[:, :2] = stripes[:, 9:16] = True
+    lookalikes.mask(tmp_path / "mask.png", 1, stripes)
+    small = read_mask(tmp_path / "mask.png", 8)
+    assert small.dtype == bool
+    assert small.any(axis=0).tolist() == [False, True] + [False] * 6  # 2 of 8 columns are not enough
+    assert read_mask(tmp_path / "mask.png", (32, 16)).shape == (32, 16)
+    np.testing.assert_array_equal(read_mask(stripes, 64), stripes)
+
+
+@pytest.mark.parametrize("value", [40, 255])
+def test_masks_as_jpeg(tmp_path, value):
+    defect = np.zeros((64, 64), bool)
+    defect[11:37, 13:50] = True
+    Image.fromarray((defect * value).astype(np.uint8)).save(tmp_path / "mask.JPG", "JPEG", quality=75)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.JPG", 64), defect)
+
+
+def test_masks_with_colours(tmp_path):
+    image = Image.fromarray((DEFECT * 3).astype(np.uint8), "L").convert("P")
+    image.putpalette([0, 0, 0, 0, 0, 0, 0, 0, 0, 128, 0, 0])
+    image.save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "palette.png", 16), DEFECT)
+
+
+WRITERS = {
+    "mvtec": lookalikes.mvtec,
+    "visa": lookalikes.visa,
+    "mpdd": lookalikes.mpdd,
+    "btad": lookalikes.btad,
+    "kolektor": lookalikes.kolektor,
+    "folders": lookalikes.folders,
+    "ucsd-ped1": lambda root: lookalikes.ucsd(root, "UCSDped1"),
+    "ucsd-ped2": lambda root: lookalikes.ucsd(root, "UCSDped2", table=False),
+    "avenue": lambda root: lookalikes.avenue(root, lookalikes.pictures_as_video),
+    "shanghaitech": lambda root: lookalikes.shanghaitech(root, lookalikes.pictures_as_video),
+}
+
+
+def read(name: str, root: Path | None) -> list:
+    return (load_videos if DATASETS[name].video else load)(name, root)
+
+
+@pytest.mark.parametrize("name", WITH_ROOT)
+def test_a_root_one_level_off_is_recognised(tmp_path, name):
+    root = tmp_path / "data" / "set"
+    WRITERS[name](root)
+    assert read(name, root)
+    inside = next(path for path in sorted(root.iterdir()) if path.is_dir() and path.name[0] != ".")
+    for wrong in (root.parent, inside):
+        with pytest.raises(InputError) as error:
+            read(name, wrong)
+        assert DATASETS[name].layout in str(error.value)
+        assert str(wrong / DATASETS[name].marks[0]) in str(error.value)
+        assert str(error.value).endswith(f"Give {root} instead")
+
+
+@pytest.mark.parametrize("name", WITH_ROOT)
+def test_a_wrong_root_is_answered_by_what_was_expected(tmp_path, name):
+    root = tmp_path / "a" / "b" / "c"
+    lookalikes.picture(root / "holiday" / "beach.jpg")
+    with pytest.raises(InputError, match=r"found holiday$") as error:
+        read(name, root)
+    assert DATASETS[name].layout in str(error.value)
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        read(name, root / "nowhere")
+    with pytest.raises(InputError, match=f"{name} needs a folder: "):
+        read(name, None)
+
+
+def test_names_and_roots_that_cannot_be(tmp_path):
+    with pytest.raises(InputError, match="got 'imagenet'; expected a data set of pictures: mvtec, visa"):
+        load("imagenet", tmp_path)
+    with pytest.raises(InputError, match="got 'avenue'; expected a data set of pictures"):
+        load("avenue", tmp_path)
+    with pytest.raises(InputError, match="got 'mvtec'; expected a data set of videos: ucsd-ped1"):
+        load_videos("mvtec", tmp_path)
+    with pytest.raises(InputError, match="procedural takes no folder"):
+        load("procedural", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "message"),
+    [
+        ("mvtec", "bottle/ground_truth/broken/000_mask.png", r"broken/000\.png has no mask"),
+        ("mvtec", "bottle/ground_truth/scratch/000_mask.bmp", r"ground_truth/scratch holds no pictures"),
+        ("mvtec", "bottle/test/broken/001.PNG", r"broken/001\.png is a mask without a picture"),
+        ("btad", "02/test/ko/0001.png", r"ko/0001\.png is a mask without a picture"),
+        ("btad", "03/ground_truth/ko/0001.bmp", r"test/ko/0001\.bmp has no mask"),
+        (
+            "visa",
+            "candle/Data/Masks/Anomaly/001.png",
+            r"1cls\.csv, line 15: .* files that exist; got .*001\.png",
+        ),
+        ("visa", "pcb1/Data/Images/Normal/0000.JPG", r"1cls\.csv, line 2: .*0000\.JPG"),
+        ("kolektor", "kos03/Part1_label.bmp", r"kos03/Part1\.jpg has no mask; expected part1_label\.\*"),
+        ("kolektor", "kos03/Part1.jpg", r"Part1_label\.bmp is a mask without a picture"),
+    ],
+)
+def test_a_lost_file_is_named(tmp_path, name, lost, message):
+    WRITERS[name](tmp_path)
+    (tmp_path / lost).unlink()
+    with pytest.raises(InputError, match=message):
+        load(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("bottle/ground_truth", "bottle/masks", r"broken/000\.png has no mask"),
+        ("bottle/test", "bottle/tests", r"bottle/test does not exist"),
+        ("bottle/train", "bottle/trains", r"bottle/train does not exist"),
+        ("bottle/train/good", "bottle/train/bad", r"bottle/train has no folder good or ok or normal"),
+        ("bottle/train/good/000.PNG", "bottle/000.PNG", None),
+    ],
+)
+def test_a_folder_of_another_name(tmp_path, old, new, message):
+    lookalikes.mvtec(tmp_path)
+    (tmp_path / old).rename(tmp_path / new)
+    if message is None:
+        assert len(load("mvtec", tmp_path)[0].normal) == 2  # a stray picture is no harm
+        return
+    with pytest.raises(InputError, match=message):
+        load("mvtec", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("object,split,image\na,train,x.JPG\n", "line 2: expected object, split, label, image and mask"),
+        ("object,split,label,image,mask\na,train,anomaly,x.JPG,x.JPG\n", "line 2: expected object"),
+        ("object,split,label,image,mask\na,train,normal\n", "line 2: expected object"),
+        ("object,split,label,image,mask\n", "lists no pictures"),
+        ("\0\1\2", "lists no pictures"),
+    ],
+)
+def test_tables_of_visa_that_cannot_be(tmp_path, table, message):
+    lookalikes.picture(tmp_path / "x.JPG")
+    (tmp_path / "split_csv").mkdir()
+    (tmp_path / "split_csv" / "1cls.csv").write_text(table)
+    with pytest.raises(InputError, match=rf"1cls\.csv,? {message}"):
+        load("visa", tmp_path)
+
+
+TRUTH = np.zeros(FRAMES, bool)
+TRUTH[BAD_FRAMES] = True
+
+
+def grey(frame) -> int:
+    return round(255 * float(load_image(frame).mean()))
+
+
+@pytest.mark.parametrize(("number", "table"), [(1, True), (2, False)])
+def test_ucsd(tmp_path, number, table):
+    lookalikes.ucsd(tmp_path, f"UCSDped{number}", table=table)
+    (category,) = load_videos(f"ucsd-ped{number}", tmp_path)
+    assert category.name == f"UCSDped{number}"
+    assert len(category.normal) == 2 * FRAMES
+    assert [grey(frame) for frame in category.normal] == [*range(FRAMES)] * 2
+    assert grey(category.normal[FRAMES + 3]) == 3
+    with pytest.raises(IndexError):
+        category.normal[2 * FRAMES]
+    first, second = category.test
+    assert (first.name, second.name) == ("Test001", "Test002")
+    assert [path.name for path in first.frames] == [f"{i + 1:03}.tif" for i in range(FRAMES)]
+    np.testing.assert_array_equal(first.anomalous, TRUTH)
+    expected = np.isin(np.arange(FRAMES), (0, FRAMES - 1)) if table else TRUTH  # the list goes before masks
+    np.testing.assert_array_equal(second.anomalous, expected)
+    assert second.anomalous.dtype == bool
+
+
+def test_avenue_as_films(tmp_path):
+    pytest.importorskip("av", reason="needs PyAV, the extra video")
+    lookalikes.avenue(tmp_path, lookalikes.film)
+    (category,) = load_videos("avenue", tmp_path)
+    check_avenue(category)
+    frame = category.normal[FRAMES + 3]
+    assert (frame.shape, frame.dtype) == ((32, 32, 3), np.uint8)
+    with pytest.raises(IndexError):
+        category.test[0].frames[FRAMES]
+
+
+def test_avenue_as_pictures(tmp_path):
+    """Needs no PyAV, even with films beside them."""
+    lookalikes.avenue(tmp_path, lookalikes.pictures_as_video)
+    (tmp_path / "testing_videos" / "01.avi").write_bytes(b"never opened")
+    check_avenue(*load_videos("avenue", tmp_path))
+
+
+def check_avenue(category) -> None:
+    assert (category.name, len(category.normal)) == ("avenue", 2 * FRAMES)
+    assert [video.name for video in category.test] == ["01", "10"]
+    for video in category.test:
+        np.testing.assert_array_equal(video.anomalous, TRUTH)
+        assert len(video.frames) == FRAMES
+        np.testing.assert_allclose([grey(frame) for frame in video.frames], 10 * np.arange(FRAMES), atol=4)
+    np.testing.assert_allclose(grey(category.normal[FRAMES + 3]), 30, atol=4)
+
+
+def test_shanghaitech_by_scene(tmp_path):
+    WRITERS["shanghaitech"](tmp_path)
+    categories = load_videos("shanghaitech", tmp_path)
+    assert [(c.name, len(c.normal), len(c.test)) for c in categories] == [
+        ("01", 2 * FRAMES, 1),
+        ("12", FRAMES, 1),
+    ]
+    (video,) = categories[0].test
+    assert [path.stem for path in video.frames] == [str(i) for i in range(FRAMES)]  # 9 goes before 10
+    np.testing.assert_array_equal(video.anomalous, TRUTH)
+
+
+def test_films_without_pyav(tmp_path, monkeypatch):
+    lookalikes.avenue(tmp_path, lookalikes.pictures_as_video)
+    (tmp_path / "testing_videos" / "11.avi").touch()
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(FsadError, match=r"11\.avi: videos need PyAV; `pip install 'fsad\[video\]'`"):
+        load_videos("avenue", tmp_path)
+
+
+def test_films_that_cannot_be_decoded(tmp_path):
+    pytest.importorskip("av", reason="needs PyAV, the extra video")
+    lookalikes.avenue(tmp_path, lookalikes.film)
+    path = tmp_path / "training_videos" / "01.avi"
+    (category,) = load_videos("avenue", tmp_path)
+    whole = path.read_bytes()
+    ninth = [match.start() for match in re.finditer(b"00dc", whole[whole.index(b"movi") :])][8]
+    ninth += whole.index(b"movi")
+    for end, message in ((ninth, "8 frames, of 12 promised"), (ninth + 10, "damaged, or no .avi video")):
+        path.write_bytes(whole[:end])
+        with pytest.raises(InputError, match=rf"01\.avi: {message}"):
+            list(category.normal)
+    length = whole.index(b"strh") + 8 + 32
+    path.write_bytes(whole[:length] + bytes(4) + whole[length + 4 :])  # the number of frames is not said
+    check_avenue(*load_videos("avenue", tmp_path))
+    path.write_text("ffconcat version 1.0\nfile 10.avi\n")  # FFmpeg would read that file
+    with pytest.raises(InputError, match=r"01\.avi: damaged, or no \.avi video"):
+        load_videos("avenue", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "message"),
+    [
+        ("ucsd-ped1", "UCSDped1/Test/UCSDped1.m", r"Test001: 12 frames, but truth for 0"),
+        ("ucsd-ped2", "UCSDped2/Test/Test002/012.tif", r"Test002: 11 frames, but truth for 12"),
+        ("avenue", "ground_truth_demo/testing_label_mask/10_label.mat", r"10_label\.mat: no frame labels"),
+        ("shanghaitech", "testing/test_frame_mask/12_0142.npy", r"12_0142\.npy: no frame labels"),
+        ("shanghaitech", "testing/frames/12_0142/0.jpg", r"12_0142: 11 frames, but truth for 12"),
+    ],
+)
+def test_lost_truth_or_frames_are_named(tmp_path, name, lost, message):
+    WRITERS[name](tmp_path)
+    (tmp_path / lost).unlink()
+    with pytest.raises(InputError, match=message):
+        load_videos(name, tmp_path)
+
+
+def test_other_faults_of_video_sets(tmp_path):
+    lookalikes.ucsd(tmp_path, "UCSDped1")
+    table = tmp_path / "UCSDped1" / "Test" / "UCSDped1.m"
+    table.write_text(table.read_text() + "TestVideoFile{end+1}.gt_frame = [1:2];\n")
+    with pytest.raises(InputError, match=r"UCSDped1\.m lists 3 videos; 2 are beside it"):
+        load_videos("ucsd-ped1", tmp_path)
+    WRITERS["shanghaitech"](tmp_path)
+    (tmp_path / "training" / "videos" / "12_001").rename(tmp_path / "training" / "videos" / "11_001")
+    with pytest.raises(InputError, match=r"training/videos has no videos 12_\*\.avi"):
+        load_videos("shanghaitech", tmp_path)
+
+
+def test_descriptions():
+    for name, dataset in DATASETS.items():
+        assert name == dataset.name
+        assert all((dataset.title, dataset.licence, dataset.source, dataset.layout))
