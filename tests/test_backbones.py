@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fsad.backbones import Backbone, SmallResNet, load_backbone
+from fsad.backbones import Backbone, load_backbone
 from fsad.efficientnet import EfficientNetLite0, _SameConv
 from fsad.errors import FsadError, InputError
+from fsad.networks import SmallResNet
 
 
 @pytest.fixture(scope="module")

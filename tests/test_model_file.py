@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from fsad import model_file
-from fsad.backbones import load_backbone
+from fsad.backbones import load_backbone, saved_backbone
 from fsad.errors import ModelFileError
-from fsad.model_file import read_model, saved_backbone, write_model
+from fsad.model_file import read_model, write_model
 
 TENSORS = {
     "patches": torch.arange(12, dtype=torch.float16).view(3, 4),

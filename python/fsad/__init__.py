@@ -9,24 +9,33 @@ if TYPE_CHECKING:
     from fsad import functional
     from fsad.detector import FewShotDetector
     from fsad.energy import AdaptiveEnergyModel
+    from fsad.episodic import EpisodeLoss
     from fsad.errors import FsadError
+    from fsad.langevin import LangevinSampler
     from fsad.sparse_coding import SparseCode, SparseCodingLayer
+    from fsad.trainer import EpisodicTrainer
 
 __version__ = "0.1.0"
 
 # Imported on first use: `import fsad` stays quick and pulls in no image or command-line package.
 _HOMES = {
     "AdaptiveEnergyModel": "fsad.energy",
+    "EpisodeLoss": "fsad.episodic",
+    "EpisodicTrainer": "fsad.trainer",
     "FewShotDetector": "fsad.detector",
     "FsadError": "fsad.errors",
+    "LangevinSampler": "fsad.langevin",
     "SparseCode": "fsad.sparse_coding",
     "SparseCodingLayer": "fsad.sparse_coding",
 }
 
 __all__ = [
     "AdaptiveEnergyModel",
+    "EpisodeLoss",
+    "EpisodicTrainer",
     "FewShotDetector",
     "FsadError",
+    "LangevinSampler",
     "SparseCode",
     "SparseCodingLayer",
     "__version__",

@@ -6,22 +6,30 @@ which knows what a saved model needs to find the same features again.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsad.efficientnet import EfficientNetLite0, merge_levels
-from fsad.errors import FsadError, InputError
+from fsad.errors import FsadError, InputError, ModelFileError
+from fsad.networks import SHIPPED, SmallResNet, load_network
 
 
 class Backbone(nn.Module):
-    """A feature extractor with a name and a fingerprint of its weights."""
+    """A feature extractor with a name and a fingerprint of its weights.
 
-    def __init__(self, module: nn.Module, name: str) -> None:
+    ``sparse_coding`` are the settings of the layer it was trained with, None if it was not.
+    """
+
+    def __init__(self, module: nn.Module, name: str, sparse_coding: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.module, self.name = module, name
+        self.module, self.name, self.sparse_coding = module, name, sparse_coding
 
     def forward(self, images: Tensor) -> Tensor:
         return self.module(images)
@@ -34,46 +42,6 @@ class Backbone(nn.Module):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)};".encode())
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
-
-
-class _ResidualBlock(nn.Module):
-    """Pre-activation residual block, (B, c_in, h, w) -> (B, c_out, ⌈h/stride⌉, ⌈w/stride⌉)."""
-
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(8, c_in), nn.GroupNorm(8, c_out)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, padding=1)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
-        self.skip = nn.Conv2d(c_in, c_out, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x)))
-        return self.skip(x) + self.conv2(F.silu(self.norm2(y)))
-
-
-class SmallResNet(nn.Module):
-    """Small residual network for training on episodes: (B, 2·width, ⌈H/stride⌉, ⌈W/stride⌉).
-
-    SiLU, because Langevin sampling differentiates it twice; GroupNorm, because batch statistics would mix
-    support and query. The weights depend on ``seed`` alone, not on torch's global random state.
-    """
-
-    def __init__(self, width: int = 32, stride: int = 8, seed: int = 0) -> None:
-        super().__init__()
-        if width < 8 or width % 8 or stride not in (4, 8):
-            raise InputError(f"expected a width divisible by 8 and stride 4 or 8, got {width} and {stride}")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.layers = nn.Sequential(
-                nn.Conv2d(3, width, 3, stride=2, padding=1),
-                _ResidualBlock(width, width, 2),
-                _ResidualBlock(width, 2 * width, stride // 4),
-                _ResidualBlock(2 * width, 2 * width, 1),
-                nn.GroupNorm(8, 2 * width),
-            )
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images * 4 - 2)
 
 
 class _TimmLevels(nn.Module):
@@ -105,13 +73,15 @@ def load_backbone(name: str | nn.Module, *, pretrained: bool = True) -> Backbone
     """Build a backbone by name, or give a module a name and a fingerprint.
 
     Args:
-        name: ``"efficientnet_lite0"``, ``"small_resnet"`` (random, seeded weights), ``"timm:<model>"``, or a
+        name: ``"efficientnet_lite0"``, ``"small_resnet"`` (random, seeded weights), ``"timm:<model>"``, the
+            name of trained weights that fsad ships, ``"<file>.safetensors"`` written by ``fsad train``, or a
             module that maps images to feature maps.
         pretrained: load the published weights, where there are any.
 
     Raises:
         FsadError: a package is missing; the message names it.
         InputError: the name is unknown.
+        ModelFileError: a file of weights that is damaged or foreign.
     """
     if isinstance(name, Backbone):
         return name
@@ -121,9 +91,34 @@ def load_backbone(name: str | nn.Module, *, pretrained: bool = True) -> Backbone
         return Backbone(EfficientNetLite0(imagenet=pretrained), name)
     if name == "small_resnet":
         return Backbone(SmallResNet(), name)
+    shipped = SHIPPED / f"{name}.safetensors"
+    if shipped.is_file() or name.endswith(".safetensors"):
+        module, saved = load_network(shipped if shipped.is_file() else name)
+        return Backbone(module, name, saved["sparse_coding"])
     if name.startswith("timm:"):
         return Backbone(_TimmLevels(name.removeprefix("timm:"), pretrained), name)
     raise InputError(
-        f"unknown backbone {name!r}; expected 'efficientnet_lite0', 'small_resnet', 'timm:<model>' or an "
-        "nn.Module"
+        f"unknown backbone {name!r}; expected 'efficientnet_lite0', 'small_resnet', 'timm:<model>', a file "
+        "of trained weights (.safetensors), an nn.Module, or what fsad ships: "
+        f"{', '.join(path.stem for path in SHIPPED.glob('*.safetensors'))}"
     )
+
+
+def saved_backbone(path: str | Path, saved: Mapping[str, str], given: Any) -> Backbone:
+    """The backbone that a model file speaks of, or the one ``given`` in its place.
+
+    Raises ModelFileError where there is none, or its weights are not those the model was made with.
+    """
+    name, expected = saved["name"], saved["weights_hash"]
+    if given is None and name.startswith("module:"):
+        raise ModelFileError(
+            f"{path} was made with a module of your own ({name.removeprefix('module:')}), which is "
+            "not in the file: pass it, with the same weights, as load(path, backbone=module)"
+        )
+    backbone = load_backbone(name if given is None else copy.deepcopy(given))
+    if backbone.weights_hash != expected:
+        raise ModelFileError(
+            f"{path} was made with the backbone {name} and weights {expected[:12]}, those of "
+            f"{backbone.name} here are {backbone.weights_hash[:12]}: use the same, or adapt again"
+        )
+    return backbone

@@ -1,19 +1,34 @@
-"""What sparse coding has to beat: three detectors on the same features, scored the same way.
+"""What is compared: sparse coding, and what it has to beat, on the same inputs and scored the same way.
 
-Each has ``fit(features (K, c, h, w))`` and ``score_map(features (B, c, h, w)) -> (B, h, w)``, higher is
-worse. Feature vectors are scaled to unit length first, as the sparse coding layer does it.
+Each method has ``fit`` and ``score_map``. On features, vectors are scaled to unit length first, as the sparse
+coding layer does it. Another baseline is another class, and a line in ``METHODS``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fsad import coreset
+from fsad.backbones import Backbone
 from fsad.errors import InputError, NotAdaptedError
+from fsad.maml import Autoencoder, MamlLoss
+from fsad.sparse_coding import DEFAULT_SETTINGS, SparseCodingLayer
 from fsad.whitening import second_moment, unit_length, whitening_matrix
+
+
+class Method(Protocol):
+    """A few-shot detector; its inputs are features (…, c, h, w) or pictures (…, 3, H, W)."""
+
+    def fit(self, inputs: Tensor) -> object:
+        """Adapt to those of K normal pictures."""
+
+    def score_map(self, inputs: Tensor) -> Tensor:
+        """Anomaly of each position, higher is worse: (B, …, h, w) -> (B, h, w)."""
 
 
 def _support_moment(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,3 +119,55 @@ class Ridge(_Baseline):
 
     def _score(self, unit: Tensor) -> Tensor:
         return (unit @ self._fitted.mT).square().mean(-1)
+
+
+class SparseCoding:
+    """fsad's own: the energy map of a ``SparseCodingLayer``."""
+
+    def __init__(self, layer: SparseCodingLayer) -> None:
+        self.layer = layer
+
+    def fit(self, features: Tensor) -> SparseCoding:
+        self.layer.adapt(features)
+        return self
+
+    def score_map(self, features: Tensor) -> Tensor:
+        return self.layer(features).energy
+
+
+class MamlAutoencoder:
+    """The paper's baseline: error of a meta-learned autoencoder after steps on the normal pictures."""
+
+    def __init__(self, autoencoder: Backbone) -> None:
+        if not isinstance(autoencoder.module, Autoencoder):
+            raise InputError(
+                f"maml-ae needs the weights of `fsad train --method maml-ae`, not {autoencoder.name}"
+            )
+        self._loss = MamlLoss(autoencoder.module.requires_grad_())
+
+    def fit(self, pictures: Tensor) -> MamlAutoencoder:
+        self._support = pictures
+        return self
+
+    def score_map(self, pictures: Tensor) -> Tensor:
+        return self._loss.score_map(self._support, pictures)
+
+
+class Kind(NamedTuple):
+    """How to make a method for a network, and what it sees."""
+
+    make: Callable[[Backbone], Method]
+    on_features: bool = True
+
+
+def _sparse_coding(network: Backbone) -> SparseCoding:
+    return SparseCoding(SparseCodingLayer(**(network.sparse_coding or DEFAULT_SETTINGS)))
+
+
+METHODS: dict[str, Kind] = {
+    "fsad": Kind(_sparse_coding),
+    "nearest-neighbour": Kind(lambda _: NearestNeighbour()),
+    "mahalanobis": Kind(lambda _: Mahalanobis()),
+    "ridge": Kind(lambda _: Ridge()),
+    "maml-ae": Kind(MamlAutoencoder, on_features=False),
+}

@@ -149,6 +149,118 @@ def detect(
 
 
 @app.command()
+def train(
+    output: Annotated[Path, _option("Folder for checkpoints, log, plots and weights.", "--output", "-o")],
+    data: Annotated[
+        list[Path], _option("Folder of categories, each a folder of normal pictures; can be repeated.")
+    ] = [],  # noqa: B006  (typer's way to say "none")
+    procedural: Annotated[
+        int | None, _option("Procedural products to train on (default: 300 without --data).", min=0)
+    ] = None,
+    leave_out: Annotated[list[str], _option("Category not to train on; can be repeated.")] = [],  # noqa: B006
+    resume: Annotated[bool, _option("Go on from the folder's checkpoint.", "--resume")] = False,
+    method: Annotated[Literal["episodic", "maml-ae"], _option("maml-ae: the paper's baseline.")] = "episodic",
+    backbone: Annotated[
+        Literal["small_resnet", "adapter"], _option("adapter: a head on ImageNet features.")
+    ] = "small_resnet",
+    updates: Annotated[int, _option("Steps of the optimizer (default: 1000).", min=1)] = 1000,
+    rate: Annotated[float, _option("Learning rate (default: 0.001).", min=0)] = 1e-3,
+    episodes: Annotated[int, _option("Episodes an update and process (default: 1).", min=1)] = 1,
+    every: Annotated[int, _option("Updates between checkpoints (default: 50).", min=1)] = 50,
+    shots: Annotated[int, _option("K, support pictures an episode (default: 10).", min=1)] = 10,
+    queries: Annotated[int, _option("M, query pictures an episode (default: 4).", min=1)] = 4,
+    input_size: Annotated[int, _option("Side to resize to (default: 64).", min=16)] = 64,
+    recipe: Annotated[
+        list[str], _option("NAME=VALUE of fsad.recipe.Recipe, as JSON; can be repeated.", "--set")
+    ] = [],  # noqa: B006
+    device: Device = "cpu",
+    workers: Annotated[int, _option("Processes that prepare episodes.", min=0)] = 0,
+    seed: Seed = 0,
+) -> None:
+    """Learn across products what is normal (Algorithm 1); the weights serve as --backbone.
+
+    Start it with torchrun for more processes or machines.
+    """
+    from .recipe import NETWORK, Recipe, Schedule, run
+
+    given = {
+        "data": [str(folder) for folder in data],
+        "procedural": (0 if data else 300) if procedural is None else procedural,
+        "leave_out": leave_out,
+        "method": method,
+        "architecture": {"name": backbone}
+        | ({"stride": 4, "seed": seed} if backbone == "small_resnet" else {}),
+        "shots": shots,
+        "queries": queries,
+        "size": input_size,
+        "seed": seed,
+    }
+    schedule = Schedule(updates=updates, episodes=episodes, rate=rate, every=every)
+    what = Recipe.of(given, recipe)
+    with _progress("training", updates) as advance:
+
+        def show(row: dict[str, float]) -> None:
+            advance(int(row["update"]) + 1)
+            if not err.is_terminal and (row["update"] + 1) % every == 0:
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
+                err.print(shown)
+
+        auroc = run(what, schedule, output, resume=resume, device=device, workers=workers, progress=show)
+    if auroc is not None:
+        out.print(f"AUROC of normal against corrupted pictures of other products: {auroc:.3f}")
+        out.print(f"Weights: {_shown(output / NETWORK)}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    datasets: Annotated[list[str] | None, typer.Argument(help="Data sets, as NAME or NAME=ROOT.")] = None,
+    output: Annotated[
+        Path, _option("Folder for results (default: fsad-evaluation).", "--output", "-o")
+    ] = Path("fsad-evaluation"),
+    list_: Annotated[bool, _option("Show the data sets there are.", "--list")] = False,
+    backbone: Annotated[list[str], _option("Network; can be repeated.")] = ["efficientnet_lite0"],  # noqa: B006
+    maml_ae: Annotated[str | None, _option("Weights of MAML-AE, to compare it too.")] = None,
+    shots: Annotated[list[int], _option("Normal pictures to adapt to; can be repeated.")] = [10],  # noqa: B006
+    draws: Annotated[int, _option("Draws of them (default: 5).", min=1)] = 5,
+    input_size: Annotated[int, _option("Side to resize to (default: 256).", min=16)] = 256,
+    device: Device = "cpu",
+) -> None:
+    """Compare fsad with baselines on data sets of the field: K normal pictures, whole test sets.
+
+    What an interrupted evaluation has finished is not computed again.
+    """
+    from .datasets import DATASETS, load
+    from .evaluate import Protocol, Run, run_evaluation
+    from .evaluation_tables import write_tables
+
+    if list_:
+        for each in DATASETS.values():
+            out.print(
+                f"{each.name}: {each.title}\n  {each.layout}\n  {each.licence}; {each.source}", soft_wrap=True
+            )
+        return
+    if not datasets:
+        raise typer.BadParameter("name one data set or more, or ask for the --list")
+    categories = []
+    for text in datasets:
+        name, _, root = text.partition("=")
+        categories += load(name, Path(root) if root else None)
+    protocol = Protocol(
+        backbones=backbone, maml=maml_ae, shots=shots, draws=draws, size=input_size, device=_available(device)
+    )
+    with _progress("evaluating", protocol.count(categories)) as advance:
+
+        def show(run: Run) -> None:
+            advance()
+            if not err.is_terminal:
+                err.print(f"{run.category}, {run.method}, {run.network}, {run.shots} shots, draw {run.draw}")
+
+        results = run_evaluation(categories, protocol, output, show)
+    out.print(write_tables(results, output), soft_wrap=True)
+    err.print(f"Written to {_shown(output)}: results.md, results.csv, results.json.")
+
+
+@app.command()
 def demo(
     output: Annotated[
         Path, _option("Folder for the first draw's report (default: fsad-demo).", "--output", "-o")
@@ -203,18 +315,24 @@ def _detector(
     model: Path | None, level: float | None, device: str, max_pixels: int | None, **settings: Any
 ) -> "FewShotDetector":
     """A detector from a file, or a new one with the settings."""
-    import torch
-
     from .detector import FewShotDetector
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"torch {torch.__version__} finds no usable GPU here: --device cpu, or auto.")
+    device = _available(device)
     if model is None:
         settings |= {"device": device, "max_pixels": max_pixels, "false_alarm": level or 0.1}
         return FewShotDetector(**settings)
     detector = FewShotDetector.load(model, device=device)
     detector.max_pixels = max_pixels
     return detector if level is None else detector.set_threshold(false_alarm=level)
+
+
+def _available(device: str) -> str:
+    """The device that is meant, if it is there."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"torch {torch.__version__} finds no usable GPU here: --device cpu, or auto.")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _learn(
@@ -252,13 +370,20 @@ def _learn(
 
 
 @contextmanager
-def _progress(task: str, total: int) -> Iterator[Callable[[], object]]:
-    """A progress bar on standard error, if that is a terminal; gives the function that advances it."""
+def _progress(task: str, total: int) -> Iterator[Callable[..., object]]:
+    """A progress bar on standard error, if that is a terminal; gives the function that advances it.
+
+    By one, or to the number that is given.
+    """
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     hidden = not err.is_terminal
     with Progress(*columns, TimeElapsedColumn(), console=err, transient=True, disable=hidden) as bar:
         number = bar.add_task(task, total=total)
-        yield lambda: bar.advance(number)
+
+        def advance(to: int | None = None) -> None:
+            bar.advance(number) if to is None else bar.update(number, completed=to)
+
+        yield advance
 
 
 def _print_results(folder: "ResultFolder", threshold: str) -> None:

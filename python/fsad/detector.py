@@ -16,19 +16,14 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from torch import Tensor, nn
 
 from fsad import calibration, frames
-from fsad.backbones import Backbone, load_backbone
+from fsad.backbones import Backbone, load_backbone, saved_backbone
 from fsad.calibration import Support, Threshold
 from fsad.energy import MAP_KINDS, AdaptiveEnergyModel, augmented
 from fsad.errors import DivergedError, InputError, ModelFileError, NotAdaptedError
 from fsad.frames import Picture, Unreadable
 from fsad.images import load_image
-from fsad.model_file import read_model, saved_backbone, write_model
-from fsad.sparse_coding import SparseCodingLayer
-
-# Chosen on development sets (solar cells, magnetic tiles, hazelnuts). Little whitening is steady from draw to
-# draw, and a small dictionary that covers the normal features explains less of a defect than a large one. 256
-# atoms cost a fraction of what the backbone does.
-DEFAULT_SPARSE_CODING: dict[str, Any] = {"ridge": 20.0, "max_atoms": 256}
+from fsad.model_file import read_model, write_model
+from fsad.sparse_coding import DEFAULT_SETTINGS, SparseCodingLayer
 
 
 class PictureResult(NamedTuple):
@@ -52,7 +47,8 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
     Args:
         backbone: a name that ``load_backbone`` knows, or a module (a copy of it is used).
         input_size: pictures are resized to this square.
-        sparse_coding: a layer whose settings are taken; None for ``DEFAULT_SPARSE_CODING``.
+        sparse_coding: a layer whose settings are taken; None for those that the backbone was trained
+            with, or ``DEFAULT_SETTINGS``.
         map_kind: ``"energy"`` or ``"gradient"``, what maps show; scores come from the energy.
         false_alarm: the share of normal pictures that may be called anomalous.
         augment: count flipped and turned forms of the normal pictures as normal.
@@ -271,7 +267,8 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         for name, good in checks.items():
             if not good:
                 raise InputError(f"FewShotDetector cannot use {name}={getattr(self, name)!r}")
-        layer = self.sparse_coding or SparseCodingLayer(**DEFAULT_SPARSE_CODING)
+        settings = backbone.sparse_coding or DEFAULT_SETTINGS
+        layer = self.sparse_coding or SparseCodingLayer(**settings)
         model = AdaptiveEnergyModel(backbone, SparseCodingLayer(**layer.config()))
         available = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = available if self.device == "auto" else self.device

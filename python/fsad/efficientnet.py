@@ -62,6 +62,7 @@ class EfficientNetLite0(nn.Module):
     STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112))
     # Typical size of an entry of each level on photographs: divided by it, both count alike.
     LEVELS = {4: 6.27, 10: 4.68}  # noqa: RUF012
+    CHANNELS = 40 + 112
 
     def __init__(self, imagenet: bool = False) -> None:
         super().__init__()

@@ -7,7 +7,6 @@ refused with one sentence.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -21,7 +20,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from fsad.backbones import Backbone, load_backbone
 from fsad.errors import ModelFileError
 
 FORMAT_VERSION = 1
@@ -30,13 +28,16 @@ FORMAT_VERSION = 1
 def write_model(path: str | Path, tensors: Mapping[str, Tensor], description: dict) -> None:
     """Write ``tensors`` and the JSON-able ``description`` to ``path``, whole or not at all.
 
-    The bytes go to a temporary file in the same folder, reach the disk, and take the final name in
-    one step. Raises OSError where the folder is missing or cannot be written.
+    Raises OSError where the folder is missing or cannot be written.
     """
-    path = Path(path)
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({"version": FORMAT_VERSION, **description}, sort_keys=True, allow_nan=False)
     content = to_bytes(stored, metadata={"fsad": text, "sha256": _digest(text, stored)})
+    replace_file(Path(path), content)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write ``path`` whole or not at all: to a temporary file beside it, which then takes its name."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -88,26 +89,6 @@ def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "update it with `pip install --upgrade fsad`"
         )
     return tensors, description
-
-
-def saved_backbone(path: str | Path, saved: Mapping[str, str], given: Any) -> Backbone:
-    """The backbone that a model file speaks of, or the one ``given`` in its place.
-
-    Raises ModelFileError where there is none, or its weights are not those the model was made with.
-    """
-    name, expected = saved["name"], saved["weights_hash"]
-    if given is None and name.startswith("module:"):
-        raise ModelFileError(
-            f"{path} was made with a module of your own ({name.removeprefix('module:')}), which is "
-            "not in the file: pass it, with the same weights, as load(path, backbone=module)"
-        )
-    backbone = load_backbone(name if given is None else copy.deepcopy(given))
-    if backbone.weights_hash != expected:
-        raise ModelFileError(
-            f"{path} was made with the backbone {name} and weights {expected[:12]}, those of "
-            f"{backbone.name} here are {backbone.weights_hash[:12]}: use the same, or adapt again"
-        )
-    return backbone
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,69 @@
+"""What turns a normal picture into an abnormal one: the starting points of "learning from inpainting"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fsad.errors import InputError
+
+SIDES = (0.1, 0.4)  # shortest and longest side of a patch, as a share of the picture's
+
+
+def corrupt(images: Tensor, kinds: Sequence[str], generator: torch.Generator) -> Tensor:
+    """A copy of the images (B, C, H, W), each with one of the corruptions, drawn in turn.
+
+    Raises InputError for a kind that is not one of ``CORRUPTIONS``.
+    """
+    unknown = sorted(set(kinds) - set(CORRUPTIONS))
+    if unknown or not kinds:
+        raise InputError(f"corruptions are of {', '.join(CORRUPTIONS)}; got {', '.join(unknown) or 'none'}")
+    drawn = torch.randint(len(kinds), (len(images),), generator=generator).tolist()
+    corrupted = images.clone()
+    for image, kind in zip(corrupted, drawn, strict=True):
+        CORRUPTIONS[kinds[kind]](image, generator)
+    return corrupted
+
+
+def _noise_patch(image: Tensor, generator: torch.Generator) -> None:
+    """Independent uniform noise in a patch (section 3.3)."""
+    patch = _patch(image, generator)
+    patch.copy_(torch.rand(patch.shape, generator=generator))
+
+
+def _cut_paste(image: Tensor, generator: torch.Generator) -> None:
+    """A patch moved elsewhere, its brightness changed a little (CutPaste, arXiv 2104.04015)."""
+    patch = _patch(image, generator)
+    height, width = patch.shape[1:]
+    top = _below(image.shape[1] - height + 1, generator)
+    left = _below(image.shape[2] - width + 1, generator)
+    gain = 0.8 + 0.4 * torch.rand((), generator=generator)
+    patch.copy_((gain * image[:, top : top + height, left : left + width]).clamp(0, 1))
+
+
+def _noise_start(image: Tensor, generator: torch.Generator) -> None:
+    """Nothing but noise, where sampling usually starts: what section 3.3 does better than."""
+    image.copy_(torch.rand(image.shape, generator=generator))
+
+
+def _patch(image: Tensor, generator: torch.Generator) -> Tensor:
+    """A view of a random rectangle of the image (C, H, W)."""
+    shortest, longest = SIDES
+    shares = shortest + (longest - shortest) * torch.rand(2, generator=generator)
+    height, width = (max(1, int(s * n)) for s, n in zip(shares.tolist(), image.shape[1:], strict=True))
+    top = _below(image.shape[1] - height + 1, generator)
+    left = _below(image.shape[2] - width + 1, generator)
+    return image[:, top : top + height, left : left + width]
+
+
+def _below(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
+
+
+CORRUPTIONS: dict[str, Callable[[Tensor, torch.Generator], None]] = {
+    "noise": _noise_patch,
+    "cut-paste": _cut_paste,
+    "noise-start": _noise_start,
+}

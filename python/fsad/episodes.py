@@ -1,0 +1,178 @@
+"""Episodes: few-shot tasks drawn from many categories of normal pictures (section 3.2, Algorithm 1)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fsad.corruption import corrupt
+from fsad.errors import InputError
+from fsad.images import display_name, list_images, load_image, resize
+from fsad.procedural import ProceduralTask
+
+
+class Category(Protocol):
+    """Normal pictures of one product."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def picture(self, number: int, size: int) -> np.ndarray:
+        """uint8 (size, size, 3), RGB."""
+
+
+class FolderCategory:
+    """The pictures of a folder, subfolders included; decoded once, and kept at the size that is asked for."""
+
+    def __init__(self, name: str, folder: str | os.PathLike) -> None:
+        self.name, self.folder = name, Path(folder)
+        self.paths = list_images(folder)
+        self._decoded: dict[tuple[int, int], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def picture(self, number: int, size: int) -> np.ndarray:
+        key = number, size
+        if key not in self._decoded:
+            picture = resize(load_image(self.paths[number]), size)
+            self._decoded[key] = (picture * 255).round().astype(np.uint8)
+        return self._decoded[key]
+
+
+class ProceduralCategory:
+    """A product of ``fsad.procedural``: as many normal pictures as one likes."""
+
+    def __init__(self, seed: int, pictures: int = 1000) -> None:
+        self.name, self._seed, self._pictures = f"procedural-{seed}", seed, pictures
+
+    def __len__(self) -> int:
+        return self._pictures
+
+    def picture(self, number: int, size: int) -> np.ndarray:
+        return ProceduralTask(self._seed, size).normal(number).image
+
+
+def folder_categories(root: str | os.PathLike) -> list[FolderCategory]:
+    """The categories of a data set: each folder in ``root``, or ``<category>/train/good`` where there is one.
+
+    Raises InputError where there are none, or one without pictures.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"the data folder {display_name(root)} does not exist, or is not a folder")
+    found = []
+    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        good = folder / "train" / "good"
+        found.append(FolderCategory(folder.name, good if good.is_dir() else folder))
+    if not found:
+        raise InputError(
+            f"{display_name(root)} holds no categories; expected one folder of normal pictures for each, or "
+            "MVTec AD's layout, <category>/train/good"
+        )
+    return found
+
+
+class Episode(NamedTuple):
+    """One task: float32 pictures in [0, 1], all flipped and turned alike."""
+
+    support: Tensor  # (K, 3, size, size)
+    query: Tensor  # (M, 3, size, size), normal
+    corrupted: Tensor  # the query with a corruption each
+    number: int
+
+
+class Episodes(Dataset[Episode]):
+    """An endless list of episodes; number i depends on ``seed`` and i alone.
+
+    Hence workers, processes and a resumed training need share nothing but a number.
+
+    Args:
+        categories: normal pictures, at least ``shots + queries`` in each.
+        shots: K, the support's pictures.
+        queries: M, other pictures of the same category.
+        size: pictures are resized to this square.
+        corruptions: see ``fsad.corruption``; each query gets one of them.
+        augment: flip and turn by 90°, one transform an episode.
+
+    Raises:
+        InputError: no category, or one with too few pictures.
+    """
+
+    def __init__(
+        self,
+        categories: Sequence[Category],
+        *,
+        shots: int = 10,
+        queries: int = 4,
+        size: int = 64,
+        corruptions: Sequence[str] = ("noise",),
+        augment: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if not categories:
+            raise InputError("got no categories to draw episodes from")
+        if min(shots, queries) < 1 or size < 16:
+            raise InputError(
+                "expected shots and queries of 1 or more and a size of 16 or more; "
+                f"got {shots}, {queries} and {size}"
+            )
+        short = [f"{c.name} ({len(c)})" for c in categories if len(c) < shots + queries]
+        if short:
+            raise InputError(
+                f"an episode takes {shots} + {queries} different pictures of a category; too few are in "
+                f"{', '.join(short[:5])}{' …' if len(short) > 5 else ''}: add pictures, leave these out, or "
+                "ask for fewer shots or queries"
+            )
+        corrupt(torch.empty(0, 3, 1, 1), corruptions, torch.Generator())  # knows the names
+        self.categories, self.shots, self.queries = list(categories), shots, queries
+        self.size, self.corruptions, self.augment, self.seed = size, tuple(corruptions), augment, seed
+
+    def describe(self) -> dict[str, Any]:
+        """All that episodes depend on but the pictures themselves, as JSON can hold it."""
+        return {
+            "categories": {category.name: len(category) for category in self.categories},
+            "shots": self.shots,
+            "queries": self.queries,
+            "size": self.size,
+            "corruptions": list(self.corruptions),
+            "augment": self.augment,
+            "seed": self.seed,
+        }
+
+    def __getitem__(self, number: int) -> Episode:
+        rng = np.random.default_rng([self.seed, number])
+        category = self.categories[rng.integers(len(self.categories))]
+        drawn = rng.choice(len(category), self.shots + self.queries, replace=False)
+        stack = np.stack([category.picture(int(i), self.size) for i in drawn])
+        pictures = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
+        if self.augment:
+            pictures = torch.rot90(pictures, int(rng.integers(4)), (2, 3))
+            pictures = pictures.flip(3) if rng.integers(2) else pictures
+        support, query = pictures.contiguous().split([self.shots, self.queries])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        return Episode(support, query, corrupt(query, self.corruptions, generator), number)
+
+
+class Numbers(torch.utils.data.Sampler[int]):
+    """Episode numbers of one of ``world`` processes: those of each update are dealt out among them."""
+
+    def __init__(self, first_update: int, updates: int, per_process: int, rank: int, world: int) -> None:
+        self._updates, self._per_process = range(first_update, updates), per_process
+        self._rank, self._world = rank, world
+
+    def __len__(self) -> int:
+        return len(self._updates) * self._per_process
+
+    def __iter__(self) -> Iterator[int]:
+        for update in self._updates:
+            first = (update * self._world + self._rank) * self._per_process
+            yield from range(first, first + self._per_process)

@@ -1,0 +1,77 @@
+"""What an evaluation found, as Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from fsad.model_file import replace_file
+
+MEAN = "mean"
+
+
+def write_tables(results: Sequence[dict[str, Any]], folder: Path) -> str:
+    """results.md, .csv and .json in ``folder``; returns the Markdown.
+
+    One table a metric and number of shots: a row a method and network, a column a category, and the mean of
+    the categories; mean ± standard deviation over draws.
+    """
+    text = "\n\n".join(
+        f"### {metric}, {shots} shots\n\n{table(results, metric, shots)}"
+        for metric in _metrics(results)
+        for shots in sorted({result["shots"] for result in results})
+    )
+    replace_file(folder / "results.md", f"{text}\n".encode())
+    replace_file(folder / "results.json", json.dumps(list(results), indent=1).encode())
+    replace_file(folder / "results.csv", _csv(results).encode())
+    return text
+
+
+def table(results: Sequence[dict[str, Any]], metric: str, shots: int) -> str:
+    """One Markdown table; categories without the metric show "-"."""
+    values: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for result in results:
+        if result["shots"] == shots and metric in result["metrics"]:
+            row = values[result["method"], result["network"]]
+            row[result["category"]][result["draw"]] = result["metrics"][metric]
+    categories = list(dict.fromkeys(result["category"] for result in results))
+    lines = [
+        f"| method | network | {' | '.join(categories)} | {MEAN} |",
+        "|---" * (len(categories) + 3) + "|",
+    ]
+    for (method, network), row in values.items():
+        cells = [_spread(list(row[name].values())) for name in categories]
+        lines.append(f"| {method} | {Path(network).name} | {' | '.join(cells)} | {_spread(_means(row))} |")
+    return "\n".join(lines)
+
+
+def _means(row: dict[str, dict[int, float]]) -> list[float]:
+    """Of each draw over the categories."""
+    draws = sorted({draw for values in row.values() for draw in values})
+    return [mean(values[draw] for values in row.values() if draw in values) for draw in draws]
+
+
+def _metrics(results: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for result in results for name in result["metrics"]))
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return "-"
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def _csv(results: Sequence[dict[str, Any]]) -> str:
+    names = ["category", "method", "network", "shots", "draw"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*names, *_metrics(results)], lineterminator="\n")
+    writer.writeheader()
+    for result in results:
+        writer.writerow({name: result[name] for name in names} | result["metrics"])
+    return text.getvalue()

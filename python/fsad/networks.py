@@ -1,0 +1,123 @@
+"""Trained feature extractors: an architecture by name, and files that hold its weights.
+
+A file names its architecture and the settings of the sparse coding that it was trained with. What fsad ships
+lies in ``weights/`` inside the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fsad.efficientnet import EfficientNetLite0
+from fsad.errors import InputError, ModelFileError
+from fsad.maml import Autoencoder
+from fsad.model_file import read_model, write_model
+
+KIND = "network"
+SHIPPED = Path(__file__).parent / "weights"
+
+
+class _ResidualBlock(nn.Module):
+    """Pre-activation residual block, (B, c_in, h, w) -> (B, c_out, ⌈h/stride⌉, ⌈w/stride⌉)."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, c_in), nn.GroupNorm(8, c_out)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, padding=1)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Conv2d(c_in, c_out, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x)))
+        return self.skip(x) + self.conv2(F.silu(self.norm2(y)))
+
+
+class SmallResNet(nn.Module):
+    """Small residual network for training on episodes: (B, 2·width, ⌈H/stride⌉, ⌈W/stride⌉).
+
+    SiLU, because Langevin sampling differentiates it twice; GroupNorm, because batch statistics would mix
+    support and query. The weights depend on ``seed`` alone, not on torch's global random state.
+    """
+
+    def __init__(self, width: int = 32, stride: int = 8, seed: int = 0) -> None:
+        super().__init__()
+        if width < 8 or width % 8 or stride not in (4, 8):
+            raise InputError(f"expected a width divisible by 8 and stride 4 or 8, got {width} and {stride}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.layers = nn.Sequential(
+                nn.Conv2d(3, width, 3, stride=2, padding=1),
+                _ResidualBlock(width, width, 2),
+                _ResidualBlock(width, 2 * width, stride // 4),
+                _ResidualBlock(2 * width, 2 * width, 1),
+                nn.GroupNorm(8, 2 * width),
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images * 4 - 2)
+
+
+class Adapter(nn.Module):
+    """A frozen backbone, and a small residual network on each of its feature vectors, which is trained.
+
+    (B, 3, H, W) -> (B, c, h, w), as the backbone's. It starts as the identity.
+    """
+
+    def __init__(self, backbone: nn.Module, channels: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False).eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            outward = nn.Conv2d(hidden, channels, 1, bias=False)
+            self.head = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.SiLU(), outward)
+        nn.init.zeros_(outward.weight)
+
+    def train(self, mode: bool = True) -> Adapter:
+        super().train(mode)
+        self.backbone.eval()  # its batch statistics are those of ImageNet
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.backbone(images)
+        return features + self.head(features)
+
+
+def build(name: str, **arguments: Any) -> nn.Module:
+    """An untrained network: ``"small_resnet"``, ``"adapter"`` on the ImageNet one, ``"autoencoder"``."""
+    if name == "small_resnet":
+        return SmallResNet(**arguments)
+    if name == "adapter":
+        return Adapter(EfficientNetLite0(imagenet=True), EfficientNetLite0.CHANNELS, **arguments)
+    if name == "autoencoder":
+        return Autoencoder(**arguments)
+    raise InputError(f"unknown network {name!r}; expected 'small_resnet', 'adapter' or 'autoencoder'")
+
+
+def save_network(path: str | Path, module: nn.Module, architecture: Mapping[str, Any], **rest: Any) -> None:
+    """Write the trained weights, whole or not at all; ``rest`` is JSON-able and describes the training."""
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    tensors = {name: tensor for name, tensor in module.state_dict().items() if name in trained}
+    write_model(path, tensors, {"kind": KIND, "architecture": dict(architecture), **rest})
+
+
+def load_network(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network with its weights, frozen, and the file's description.
+
+    Raises ModelFileError for a file that is damaged, foreign or does not fit its architecture.
+    """
+    tensors, saved = read_model(path)
+    if saved.get("kind") != KIND:
+        raise ModelFileError(f"{path} holds {saved.get('kind')}, not a trained network")
+    module = build(**saved["architecture"])
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    own = {name: tensor.shape for name, tensor in module.state_dict().items() if name in trained}
+    if own != {name: tensor.shape for name, tensor in tensors.items()}:
+        raise ModelFileError(f"{path} does not hold the weights of {saved['architecture']}")
+    module.load_state_dict(tensors, strict=False)
+    return module.requires_grad_(False).eval(), saved

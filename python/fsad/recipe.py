@@ -1,0 +1,161 @@
+"""From the options of ``fsad train`` to a trained network: what is learned, from what, and how."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.metrics import roc_auc_score
+
+from fsad import networks
+from fsad.energy import AdaptiveEnergyModel
+from fsad.episodes import Category, Episodes, ProceduralCategory, folder_categories
+from fsad.episodic import EpisodeLoss
+from fsad.errors import InputError
+from fsad.langevin import LangevinSampler
+from fsad.maml import MamlLoss
+from fsad.sparse_coding import SparseCodingLayer
+from fsad.trainer import EpisodicTrainer, Schedule
+
+NETWORK = "network.safetensors"
+METHODS = ("episodic", "maml-ae")
+HELD_OUT = 1_000_000  # procedural tasks from this seed on are never trained on
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides which weights come out; JSON-able by ``asdict``.
+
+    Args:
+        data: folders of categories, see ``folder_categories``.
+        procedural: so many tasks of ``fsad.procedural`` beside them.
+        leave_out: names of categories that are not trained on.
+        method: ``"episodic"`` (Algorithm 1), or ``"maml-ae"``, the paper's baseline.
+        architecture: of ``fsad.networks.build``.
+        sparse_coding: settings of the ``SparseCodingLayer`` that differ from its defaults.
+        step_size: β, in units of the number of values in a picture, since the energy is a mean.
+        noise, steps: of the ``LangevinSampler``.
+        reconstruction, contrast, restraint: weights of the losses, see ``EpisodeLoss``.
+        shots, queries, size, corruptions, augment, seed: see ``Episodes``.
+    """
+
+    data: Sequence[str] = ()
+    procedural: int = 0
+    leave_out: Sequence[str] = ()
+    method: str = "episodic"
+    architecture: dict[str, Any] = field(default_factory=lambda: {"name": "small_resnet", "stride": 4})
+    sparse_coding: dict[str, Any] = field(default_factory=lambda: {"ridge": 1.0, "max_atoms": 512})
+    steps: int = 5
+    step_size: float = 0.01
+    noise: float = 0.005
+    reconstruction: float = 100.0
+    contrast: float = 1.0
+    restraint: float = 0.1
+    shots: int = 10
+    queries: int = 4
+    size: int = 64
+    corruptions: Sequence[str] = ("noise",)
+    augment: bool = True
+    seed: int = 0
+
+    @classmethod
+    def of(cls, settings: dict[str, Any], changes: Sequence[str]) -> Recipe:
+        """A recipe of settings, changed by ``name=value`` with values in JSON; a mapping is merged."""
+        known = {each.name: each for each in fields(cls)}
+        settings = dict(settings)
+        for change in changes:
+            name, _, text = change.partition("=")
+            if name not in known:
+                raise InputError(f"{name!r} is no setting of a training; expected one of {', '.join(known)}")
+            try:
+                value = json.loads(text)
+            except ValueError:
+                raise InputError(f"{change!r}: the value is not JSON (strings need double quotes)") from None
+            before = settings.get(name, getattr(cls(), name))
+            if isinstance(value, dict) != isinstance(before, dict):
+                raise InputError(f"{change!r}: expected a value like {json.dumps(before)}")
+            settings[name] = before | value if isinstance(before, dict) else value
+        return cls(**settings)
+
+    def loss(self) -> EpisodeLoss | MamlLoss:
+        """The module to train, of untrained weights."""
+        if self.method == "maml-ae":
+            return MamlLoss(networks.Autoencoder(seed=self.seed))
+        if self.method != "episodic":
+            raise InputError(f"method must be one of {METHODS}, got {self.method!r}")
+        layer = SparseCodingLayer(**self.sparse_coding)
+        sampler = LangevinSampler(self.steps, self.step_size * 3 * self.size**2, self.noise, (0.0, 1.0))
+        weights = {name: getattr(self, name) for name in ("reconstruction", "contrast", "restraint")}
+        model = AdaptiveEnergyModel(networks.build(**self.architecture), layer)
+        return EpisodeLoss(model, sampler, **weights)
+
+    def episodes(self) -> Episodes:
+        every = [category for root in self.data for category in folder_categories(root)]
+        unknown = set(self.leave_out) - {category.name for category in every}
+        if unknown:
+            raise InputError(f"no category is named {', '.join(sorted(unknown))}, so it cannot be left out")
+        kept: list[Category] = [category for category in every if category.name not in self.leave_out]
+        kept += [ProceduralCategory(seed) for seed in range(self.procedural)]
+        return self._episodes(kept, self.seed)
+
+    def held_out_episodes(self) -> Episodes:
+        """Of the categories left out, or of procedural tasks if none is."""
+        every = [category for root in self.data for category in folder_categories(root)]
+        held_out: list[Category] = [category for category in every if category.name in self.leave_out]
+        fresh = [ProceduralCategory(HELD_OUT + i) for i in range(100)]
+        return self._episodes(held_out or fresh, self.seed + 1)
+
+    def _episodes(self, categories: Sequence[Category], seed: int) -> Episodes:
+        names = ("shots", "queries", "size", "corruptions", "augment")
+        return Episodes(categories, seed=seed, **{name: getattr(self, name) for name in names})
+
+
+def run(
+    recipe: Recipe,
+    schedule: Schedule,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    workers: int = 0,
+    progress: Callable[[dict[str, float]], object] = lambda row: None,
+) -> float | None:
+    """Train, write ``folder``/network.safetensors, and return the AUROC of ``held_out_auroc``.
+
+    None in the other processes under ``torchrun``: the first one does it.
+    """
+    loss = recipe.loss()
+    settings = {name: value for name, value in asdict(recipe).items() if name not in ("data", "leave_out")}
+    trainer = EpisodicTrainer(
+        loss, recipe.episodes(), folder, schedule, settings=settings, device=device, workers=workers
+    )
+    if resume:
+        trainer.resume()
+    trainer.train(progress)
+    if trainer.rank != 0:
+        return None
+    if isinstance(loss, MamlLoss):
+        module, architecture = loss.autoencoder, {"name": "autoencoder"}
+        layer = None
+    else:
+        module, architecture = loss.model.backbone, recipe.architecture
+        layer = loss.model.sparse_coding.config()
+    networks.save_network(
+        folder / NETWORK, module, architecture, sparse_coding=layer, training=trainer.settings
+    )
+    return held_out_auroc(loss, recipe.held_out_episodes())
+
+
+def held_out_auroc(loss: EpisodeLoss | MamlLoss, episodes: Episodes, count: int = 50) -> float:
+    """AUROC of the energies of normal queries against corrupted ones, within an episode, on average."""
+    device = next(loss.parameters()).device
+    values = []
+    for number in range(count):
+        support, query, corrupted, _ = episodes[number]
+        scores = loss.scores(support.to(device), torch.cat([query, corrupted]).to(device))
+        values.append(roc_auc_score([0] * len(query) + [1] * len(corrupted), scores.cpu()))
+    return sum(values) / len(values)

@@ -1,0 +1,311 @@
+"""Episodic training (Algorithm 1), with checkpoints that any interruption leaves whole.
+
+The state of a training is its weights, its optimizer's moments and the number of the next update: episodes
+and noise depend on their numbers alone. So a resumed training goes on bit for bit as it would have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from fsad.episodes import Episode, Episodes, Numbers
+from fsad.errors import DivergedError, InputError, ModelFileError
+from fsad.model_file import read_model, write_model
+from fsad.training_log import TrainingLog
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast: one update is a step of AdamW on the mean loss of some episodes.
+
+    Args:
+        updates: of the weights, altogether.
+        episodes: per update and process.
+        rate: AdamW's learning rate after ``warm_up`` updates, from where it falls to 0 as a half cosine.
+        decay: AdamW's weight decay.
+        clip: the gradient's norm is cut to this.
+        every: updates between checkpoints.
+    """
+
+    updates: int = 1000
+    episodes: int = 1
+    rate: float = 1e-3
+    warm_up: int = 50
+    decay: float = 1e-4
+    clip: float = 1.0
+    every: int = 50
+
+    def __post_init__(self) -> None:
+        if min(self.updates, self.episodes, self.every) < 1 or min(self.warm_up, self.decay) < 0:
+            raise InputError(f"updates, episodes and every must be 1 or more, nothing below 0; got {self}")
+        if not (0 < self.rate < math.inf and self.clip > 0):
+            raise InputError(f"rate and clip must be above 0, got {self.rate} and {self.clip}")
+
+    def rate_at(self, update: int) -> float:
+        if update < self.warm_up:
+            return self.rate * (update + 1) / self.warm_up
+        share = (update - self.warm_up) / max(1, self.updates - self.warm_up)
+        return self.rate / 2 * (1 + math.cos(math.pi * share))
+
+
+class EpisodicTrainer:
+    """Trains a loss over episodes; under ``torchrun`` over all of its processes.
+
+    Args:
+        loss: a module from an episode to a dictionary with ``"loss"``, numbers to log and ``"sample"``, such
+            as ``fsad.episodic.EpisodeLoss``. Parameters that require no gradient stay as they are.
+        episodes: where the tasks come from.
+        folder: for checkpoint, log and plots; made if it does not exist.
+        schedule: how long and how fast.
+        settings: JSON-able, whatever else decides what is trained; a checkpoint of other settings is refused.
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for a GPU if there is one.
+        workers: processes that prepare episodes, 0 for none.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        episodes: Episodes,
+        folder: str | Path,
+        schedule: Schedule | None = None,
+        *,
+        settings: dict[str, Any] | None = None,
+        device: str = "cpu",
+        workers: int = 0,
+    ) -> None:
+        self.schedule, self.episodes, self.folder = schedule or Schedule(), episodes, Path(folder)
+        self.workers = workers
+        self.rank, self.world = _join_processes(device)
+        self.device = _device(device, self.rank)
+        self.loss = loss.to(self.device).train()
+        trained = [p for p in loss.parameters() if p.requires_grad]
+        if not trained:
+            raise InputError("there is nothing to train: no parameter requires a gradient")
+        self.optimizer = torch.optim.AdamW(
+            trained, lr=self.schedule.rate, weight_decay=self.schedule.decay, foreach=False
+        )
+        self.update = 0  # the next one
+        described = {
+            "schedule": {k: v for k, v in asdict(self.schedule).items() if k != "every"},
+            "episodes": episodes.describe(),
+            "world": self.world,
+            **(settings or {}),
+        }
+        self.settings: dict[str, Any] = json.loads(json.dumps(described))  # as a checkpoint gives them back
+        if self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / CHECKPOINT
+
+    def resume(self) -> EpisodicTrainer:
+        """Take up the training that the folder's checkpoint holds.
+
+        Raises:
+            InputError: there is none, or its settings differ from these.
+            ModelFileError: it is damaged, or its weights do not fit.
+        """
+        if not self.checkpoint.exists():
+            raise InputError(f"{self.folder} holds no {CHECKPOINT} to resume from; train without resuming")
+        tensors, saved = read_model(self.checkpoint)
+        if saved.get("kind") != "EpisodicTrainer":
+            raise ModelFileError(f"{self.checkpoint} holds {saved.get('kind')}, not a training")
+        differences = _differences(saved["settings"], self.settings)
+        if differences:
+            raise InputError(
+                f"the training in {self.folder} was begun with other settings: {'; '.join(differences)}; "
+                "resume it with its own, or begin another in a new folder"
+            )
+        try:
+            self._restore(tensors)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ModelFileError(
+                f"{self.checkpoint} holds weights of another network: {' '.join(str(error).split())[:300]}"
+            ) from error
+        self.update = saved["update"]
+        return self
+
+    def train(self, progress: Callable[[dict[str, float]], object] = lambda row: None) -> EpisodicTrainer:
+        """Train to the end of the schedule; SIGTERM and Ctrl-C save first.
+
+        Args:
+            progress: called after each update with the row that is logged.
+
+        Raises:
+            InputError: the folder holds a training already, or a picture cannot be read.
+            DivergedError: loss or gradient is not finite; the last checkpoint is from before.
+            KeyboardInterrupt, SystemExit: after a signal, once the checkpoint is written.
+        """
+        if self.update == 0 and self.rank == 0 and self.checkpoint.exists():
+            raise InputError(
+                f"{self.folder} already holds a training: resume it, or begin another in a new folder"
+            )
+        numbers = Numbers(self.update, self.schedule.updates, self.schedule.episodes, self.rank, self.world)
+        loader = DataLoader(self.episodes, batch_size=None, sampler=numbers, num_workers=self.workers)
+        parallel = DistributedDataParallel(self.loss) if self.world > 1 else self.loss
+        log = TrainingLog(self.folder, self.update) if self.rank == 0 else None
+        with _signals() as received:
+            arriving = iter(loader)
+            while self.update < self.schedule.updates:
+                try:
+                    row, episode, sample = self._update(parallel, arriving)
+                except (InputError, OSError):  # a picture that cannot be read: nothing learned is lost
+                    if log is not None and self.update > 0:
+                        log.flush()
+                        self.save()
+                    raise
+                if log is not None:
+                    log.add(row)
+                    progress(row)
+                stop = self._agree(received)
+                done = self.update == self.schedule.updates
+                if log is not None and (stop or done or self.update % self.schedule.every == 0):
+                    log.flush()  # first: a resumed training drops what the checkpoint does not know
+                    self.save()
+                    log.draw(episode, sample)
+                if stop == signal.SIGINT:
+                    raise KeyboardInterrupt
+                if stop:
+                    raise SystemExit(128 + stop)
+        return self
+
+    def _update(
+        self, parallel: nn.Module, episodes: Iterator[Episode]
+    ) -> tuple[dict[str, float], Episode, Tensor]:
+        count = self.schedule.episodes
+        sums: dict[str, Tensor] = {}
+        self.optimizer.zero_grad()
+        for i in range(count):
+            episode = next(episodes)
+            last = i == count - 1
+            # Gradients are exchanged once an update, not once an episode.
+            alone = nullcontext() if last or self.world == 1 else parallel.no_sync()  # type: ignore[operator]
+            with alone, torch.autocast(self.device.type, torch.bfloat16, self._has_bfloat16()):
+                pictures = [tensor.to(self.device) for tensor in episode[:3]]
+                result = parallel(*pictures, episode.number)
+                (result["loss"] / count).backward()
+            sample = result.pop("sample")
+            for name, value in result.items():
+                sums[name] = sums.get(name, 0) + value.detach() / count
+        parameters = self.optimizer.param_groups[0]["params"]
+        norm = nn.utils.clip_grad_norm_(parameters, self.schedule.clip)
+        row = {"update": float(self.update), **self._mean(sums), "gradient": float(norm)}
+        wrong = [name for name, value in row.items() if not math.isfinite(value)]
+        if wrong:
+            raise DivergedError(
+                f"training diverged at update {self.update}: {', '.join(wrong)} not finite. The last "
+                f"checkpoint, in {self.folder}, is from before; a smaller rate or step size may help"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate_at(self.update)
+        self.optimizer.step()
+        self.update += 1
+        return row, episode, sample
+
+    def _mean(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Over all processes."""
+        stacked = torch.stack([value.float() for value in values.values()])
+        if self.world > 1:
+            distributed.all_reduce(stacked)
+            stacked /= self.world
+        return dict(zip(values, stacked.tolist(), strict=True))
+
+    def _agree(self, received: list[int]) -> int:
+        """The signal that any process received, for all to stop at the same update; 0 if there is none."""
+        number = torch.tensor(received[-1] if received else 0, device=self.device)
+        if self.world > 1:
+            distributed.all_reduce(number, distributed.ReduceOp.MAX)
+        return int(number)
+
+    def _has_bfloat16(self) -> bool:
+        return self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        tensors = {f"loss.{name}": tensor for name, tensor in self.loss.state_dict().items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
+        description = {"kind": "EpisodicTrainer", "update": self.update, "settings": self.settings}
+        write_model(self.checkpoint, tensors, description)
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        weights = {k.removeprefix("loss."): v for k, v in tensors.items() if k.startswith("loss.")}
+        state = self.optimizer.state_dict()
+        for i, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
+            moments = {name: tensors[f"optimizer.{i}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
+            if moments["exp_avg"].shape != parameter.shape:
+                raise ValueError(
+                    f"moment {i} is {tuple(moments['exp_avg'].shape)}, not {tuple(parameter.shape)}"
+                )
+            state["state"][i] = moments
+        self.loss.load_state_dict(weights)
+        self.optimizer.load_state_dict(state)
+
+
+def _join_processes(device: str) -> tuple[int, int]:
+    """Rank and number of processes; joins those that ``torchrun`` started."""
+    if "WORLD_SIZE" not in os.environ:
+        return 0, 1
+    if not distributed.is_initialized():
+        on_gpu = device != "cpu" and torch.cuda.is_available()
+        distributed.init_process_group("nccl" if on_gpu else "gloo")
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def _device(name: str, rank: int) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"torch {torch.__version__} finds no usable GPU here; take device='cpu' or 'auto'")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    index = int(os.environ.get("LOCAL_RANK", rank))
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Where two nested dictionaries differ, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(old.keys() | new.keys()):
+            found += _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        return found
+    return [] if old == new else [f"{name} was {old}, is {new}"]
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that an update is never left half done; a second one acts at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # Python delivers signals to the main thread, which is not ours
+        return
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def remember(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, remember)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

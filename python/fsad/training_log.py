@@ -1,0 +1,93 @@
+"""What a training leaves to look at: log.csv, curves.png and samples.png."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fsad.episodes import Episode
+from fsad.errors import FsadError
+from fsad.model_file import replace_file
+
+PANELS = {
+    "energy": ("normal", "sampled", "corrupted"),
+    "squared error": ("reconstruction", "start"),
+    "loss": ("loss", "contrast"),
+    "gradient norm": ("gradient",),
+}
+
+
+class TrainingLog:
+    """Rows of numbers, one an update, and plots of them.
+
+    Args:
+        folder: where the files are.
+        update: the next update; what an interrupted training logged from there on is forgotten.
+    """
+
+    def __init__(self, folder: Path, update: int) -> None:
+        try:
+            import matplotlib  # noqa: F401  (an error now rather than after the first updates)
+        except ImportError as error:
+            raise FsadError(
+                "training draws its curves with matplotlib; run: pip install 'fsad[train]'"
+            ) from error
+        self.folder = folder
+        self.rows = [row for row in _read(folder / "log.csv") if row["update"] < update]
+
+    def add(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+
+    def flush(self) -> None:
+        text = io.StringIO()
+        names = list(self.rows[-1])
+        writer = csv.DictWriter(text, names, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({**row, "update": int(row["update"])} for row in self.rows)
+        replace_file(self.folder / "log.csv", text.getvalue().encode())
+
+    def draw(self, episode: Episode, sample: Tensor) -> None:
+        """Curves of all rows; and q, q̂ and LD(q̂) of an episode, one row each."""
+        replace_file(self.folder / "curves.png", self._curves())
+        rows = [episode.query, episode.corrupted, sample.cpu()]
+        grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+        pixels = (grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        replace_file(self.folder / "samples.png", file.getvalue())
+
+    def _curves(self) -> bytes:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 6), layout="constrained")
+        for axes, (title, names) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+            for name in (name for name in names if name in self.rows[-1]):
+                axes.plot(*_smooth([(row["update"], row[name]) for row in self.rows]), label=name)
+            axes.set_title(title)
+            axes.set_xlabel("update")
+            if axes.lines:
+                axes.legend()
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=80)
+        return file.getvalue()
+
+
+def _smooth(points: Iterable[tuple[float, float]], groups: int = 200) -> tuple[list[float], list[float]]:
+    """Means of neighbouring points, so that a curve has at most ``groups`` of them."""
+    table = torch.tensor(list(points), dtype=torch.float64)
+    parts = table.split(-(-len(table) // groups))
+    x, y = torch.stack([part.mean(0) for part in parts]).T.tolist()
+    return x, y
+
+
+def _read(path: Path) -> list[dict[str, float]]:
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]

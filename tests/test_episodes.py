@@ -1,0 +1,127 @@
+"""Episodes: drawn from their numbers alone, without overlap, from folders and procedural products."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from fsad.corruption import CORRUPTIONS, corrupt
+from fsad.episodes import Episodes, FolderCategory, Numbers, ProceduralCategory, folder_categories
+from fsad.errors import InputError
+
+
+class Grey:
+    """A category whose picture ``number`` has that grey value everywhere but in one corner."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self.name, self._count = name, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def picture(self, number: int, size: int) -> np.ndarray:
+        picture = np.full((size, size, 3), number, np.uint8)
+        picture[: size // 2, : size // 4] += 100
+        return picture
+
+
+def write_pictures(folder, count, size=(20, 24)):
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(count)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
+
+
+def test_an_episode_depends_on_its_number_alone():
+    def make():
+        return Episodes([Grey("a", 30), Grey("b", 40)], shots=3, queries=2, size=16, seed=5)
+
+    one, other = make(), make()
+    _ = [other[i] for i in range(3)]  # nothing is left of what was drawn before
+    for tensor, same in zip(one[7][:3], other[7][:3], strict=True):
+        assert (tensor == same).all()
+    assert any((one[7].support != one[8].support).flatten())
+    again = Episodes([Grey("a", 30), Grey("b", 40)], shots=3, queries=2, size=16, seed=6)
+    assert (one[7].support != again[7].support).any()
+
+
+def test_workers_give_the_same_episodes():
+    episodes = Episodes([ProceduralCategory(i) for i in range(3)], shots=2, queries=1, size=16)
+    loader = DataLoader(episodes, batch_size=None, sampler=Numbers(0, 6, 1, 0, 1), num_workers=2)
+    for number, episode in enumerate(loader):
+        assert episode.number == number
+        assert (episode.corrupted == episodes[number].corrupted).all()
+
+
+def test_support_and_query_do_not_overlap_and_are_turned_alike():
+    episodes = Episodes([Grey("a", 8)], shots=5, queries=3, size=16)
+    orientations = set()
+    for number in range(60):
+        support, query, corrupted, _ = episodes[number]
+        assert support.shape == (5, 3, 16, 16) and query.shape == corrupted.shape == (3, 3, 16, 16)
+        pictures = torch.cat([support, query])
+        greys = (pictures.amin((1, 2, 3)) * 255).round().int().tolist()
+        assert sorted(greys) == list(range(8))
+        bright = pictures[:, 0] > 0.35
+        assert (bright == bright[0]).all()
+        orientations.add(bright[0].numpy().tobytes())
+    assert len(orientations) == 8
+    still = Episodes([Grey("a", 8)], shots=5, queries=3, size=16, augment=False)
+    assert len({(still[i].query[0, 0] > 0.35).numpy().tobytes() for i in range(20)}) == 1
+
+
+def test_each_update_is_dealt_out_among_processes():
+    alone = list(Numbers(2, 5, 4, 0, 1))
+    shared = [list(Numbers(2, 5, 2, rank, 2)) for rank in (0, 1)]
+    assert alone == list(range(8, 20)) and len(Numbers(2, 5, 4, 0, 1)) == 12
+    for update in range(3):
+        together = [number for numbers in shared for number in numbers[2 * update : 2 * update + 2]]
+        assert together == alone[4 * update : 4 * update + 4]
+
+
+def test_corruptions_change_a_small_place_and_stay_in_range():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(40, 3, 32, 40, generator=generator)
+    for kind in CORRUPTIONS:
+        corrupted = corrupt(images, [kind], generator)
+        changed = (corrupted != images).any(1).flatten(1).float().mean(1)
+        assert corrupted.min() >= 0 and corrupted.max() <= 1
+        assert (changed > 0).float().mean() > 0.9
+        assert kind == "noise-start" or changed.max() < 0.2
+    both = corrupt(images, ["noise", "cut-paste"], torch.Generator().manual_seed(1))
+    assert (both == corrupt(images, ["noise", "cut-paste"], torch.Generator().manual_seed(1))).all()
+
+
+def test_both_layouts_of_folders(tmp_path):
+    write_pictures(tmp_path / "bolt" / "train" / "good", 4)
+    write_pictures(tmp_path / "bolt" / "test" / "scratch", 3)
+    write_pictures(tmp_path / "nut", 5)
+    categories = folder_categories(tmp_path)
+    assert [(c.name, len(c)) for c in categories] == [("bolt", 4), ("nut", 5)]
+    picture = categories[1].picture(3, 16)
+    assert picture.shape == (16, 16, 3) and picture.dtype == np.uint8
+    (tmp_path / "nut" / "03.png").unlink()  # decoded once
+    assert (categories[1].picture(3, 16) == picture).all()
+
+
+def test_bad_data_is_named(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        folder_categories(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no categories"):
+        folder_categories(tmp_path)
+    write_pictures(tmp_path / "bolt", 4)
+    with pytest.raises(InputError, match=r"3 \+ 2 different pictures .* bolt \(4\)"):
+        Episodes(folder_categories(tmp_path), shots=3, queries=2)
+    with pytest.raises(InputError, match="no categories"):
+        Episodes([])
+    with pytest.raises(InputError, match="0, 2 and 64"):
+        Episodes([Grey("a", 9)], shots=0, queries=2)
+    with pytest.raises(InputError, match="corruptions are of noise, cut-paste, noise-start; got rain"):
+        Episodes([Grey("a", 20)], corruptions=["rain"])
+    (tmp_path / "bolt" / "02.png").write_bytes(b"not a picture")
+    episodes = Episodes([FolderCategory("bolt", tmp_path / "bolt")], shots=3, queries=1, size=16)
+    with pytest.raises(InputError, match=r"02\.png"):
+        episodes[0]

@@ -1,0 +1,308 @@
+"""Training: learning happens, a resumed run is the same run, and nothing is lost or broken."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import kill_training
+import numpy as np
+import pytest
+import torch
+from command import fsad as run_fsad
+from PIL import Image
+from torch import nn
+
+import fsad
+from fsad.episodes import Episodes, ProceduralCategory
+from fsad.errors import DivergedError, InputError, ModelFileError
+from fsad.maml import Autoencoder, MamlLoss
+from fsad.model_file import read_model
+from fsad.networks import SmallResNet, load_network
+from fsad.recipe import Recipe
+from fsad.trainer import EpisodicTrainer, Schedule
+
+TINY = {"shots": 2, "queries": 2, "size": 16}
+
+
+def make_loss(width=8, noise=0.01, seed=0):
+    model = fsad.AdaptiveEnergyModel(SmallResNet(width, 4, seed), fsad.SparseCodingLayer(max_atoms=16))
+    sampler = fsad.LangevinSampler(steps=2, step_size=5, noise=noise, limits=(0, 1))
+    return fsad.EpisodeLoss(model, sampler, reconstruction=10, restraint=0.1)
+
+
+def make_trainer(folder, loss=None, *, updates=6, episodes=1, every=2, seed=0, **rest):
+    tasks = Episodes([ProceduralCategory(i) for i in range(4)], seed=seed, **TINY)
+    schedule = Schedule(updates, episodes, rate=1e-3, warm_up=2, every=every)
+    return EpisodicTrainer(loss or make_loss(), tasks, folder, schedule, **rest)
+
+
+def log_of(folder):
+    with open(folder / "log.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def stop_after(updates):
+    def progress(row):
+        if row["update"] == updates - 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    return progress
+
+
+def test_the_loss_is_that_of_the_paper():
+    """Against its terms computed one by one, with the stateless layer and a chain written out."""
+    loss, tasks = make_loss(noise=0), Episodes([ProceduralCategory(0)], **TINY)
+    support, query, corrupted, number = tasks[0]
+    result = loss(support, query, corrupted, number)
+
+    layer, network = loss.model.sparse_coding, loss.model.backbone
+
+    def energy(images):
+        return layer(network(images), network(support)).energy.mean((1, 2))
+
+    sample = corrupted.clone().requires_grad_()
+    for _ in range(2):
+        (gradient,) = torch.autograd.grad(energy(sample).sum(), sample, create_graph=True)
+        sample = (sample - 2.5 * gradient).clamp(0, 1)
+    normal, sampled = energy(query), energy(sample.detach())
+    expected = (
+        10 * (sample - query).square().mean()
+        + (normal.mean() - sampled.mean())
+        + 0.1 * (normal.square().mean() + sampled.square().mean())
+    )
+    torch.testing.assert_close(result["loss"], expected)
+    weights = list(network.parameters())
+    for own, other in zip(
+        torch.autograd.grad(result["loss"], weights), torch.autograd.grad(expected, weights), strict=True
+    ):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loss.scores(support, query), normal.detach())
+
+
+def test_both_methods_learn(tmp_path):
+    """The mean loss of the last updates is below that of the first, over the same few episodes."""
+    for name, loss in (("episodic", make_loss()), ("maml", MamlLoss(Autoencoder(8), steps=2))):
+        rows = []
+        trainer = make_trainer(tmp_path / name, loss, updates=60, every=60)
+        trainer.train(rows.append)
+        values = [row["loss"] for row in rows]
+        assert np.mean(values[-20:]) < np.mean(values[:20]) - 0.05 * abs(np.mean(values[:20]))
+
+
+def test_maml_adapts_by_gradient_steps():
+    loss = MamlLoss(Autoencoder(8), steps=2, rate=0.5)
+    support, query, corrupted, _ = Episodes([ProceduralCategory(0)], **TINY)[0]
+    clone = Autoencoder(8)
+    optimizer = torch.optim.SGD(clone.parameters(), lr=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (clone(support) - support).square().mean().backward()
+        optimizer.step()
+    expected = (clone(query) - query).square().mean(1).detach()
+    torch.testing.assert_close(loss.score_map(support, query), expected)
+    torch.testing.assert_close(loss(support, query, corrupted, 0)["loss"].detach(), expected.mean())
+
+
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+    whole = make_trainer(tmp_path / "whole").train()
+    with pytest.raises(SystemExit) as stopped:
+        make_trainer(tmp_path / "parts").train(stop_after(3))  # between two checkpoints
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert read_model(tmp_path / "parts" / "checkpoint.safetensors")[1]["update"] == 3
+    with open(tmp_path / "parts" / "log.csv", "a") as file:
+        file.write("4,1,1,1,1,1,1,1,1\n")  # what a killed process logged after its last checkpoint
+    resumed = make_trainer(tmp_path / "parts", make_loss(seed=9)).resume()
+    assert resumed.update == 3
+    resumed.train()
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+    assert len(log_of(tmp_path / "whole")) == 6
+    for own, other in zip(whole.loss.parameters(), resumed.loss.parameters(), strict=True):
+        assert (own == other).all()
+    for name in ("curves.png", "samples.png"):
+        Image.open(tmp_path / "parts" / name).verify()
+
+
+def test_ctrl_c_saves_first(tmp_path):
+    def press(row):
+        if row["update"] == 0:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path, every=100).train(press)
+    assert make_trainer(tmp_path).resume().update == 1
+
+
+def test_what_is_frozen_stays(tmp_path):
+    loss = make_loss()
+    first = loss.model.backbone.layers[0].weight.requires_grad_(False)
+    before = first.clone()
+    make_trainer(tmp_path, loss, updates=2).train()
+    assert (first == before).all()
+    with pytest.raises(InputError, match="nothing to train"):
+        make_trainer(tmp_path / "frozen", make_loss().requires_grad_(False))
+
+
+class Falling(nn.Module):
+    """A loss that is not a number from the fourth episode on."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, support, query, corrupted, number):
+        value = self.weight * (1 if number < 3 else float("nan"))
+        return {"loss": value, "sample": query}
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
+    with pytest.raises(DivergedError, match="diverged at update 3: loss, gradient not finite"):
+        make_trainer(tmp_path, Falling()).train()
+    tensors, saved = read_model(tmp_path / "checkpoint.safetensors")
+    assert saved["update"] == 2 and tensors["loss.weight"].isfinite()
+
+
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
+    make_trainer(tmp_path, updates=2).train()
+    with pytest.raises(InputError, match="already holds a training"):
+        make_trainer(tmp_path, updates=2).train()
+    with pytest.raises(InputError, match=r"schedule.updates was 2, is 6"):
+        make_trainer(tmp_path).resume()
+    with pytest.raises(InputError, match=r"episodes.seed was 0, is 1"):
+        make_trainer(tmp_path, updates=2, seed=1).resume()
+    with pytest.raises(ModelFileError, match="another network"):
+        make_trainer(tmp_path, make_loss(width=16), updates=2).resume()
+    with pytest.raises(InputError, match="no checkpoint"):
+        make_trainer(tmp_path / "other").resume()
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ModelFileError, match="not a complete fsad model"):
+        make_trainer(tmp_path, updates=2).resume()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    def fill(row):
+        if row["update"] == 2:
+            monkeypatch.setattr(os, "fsync", full)
+
+    with pytest.raises(OSError, match="No space left"):
+        make_trainer(tmp_path).train(fill)
+    monkeypatch.undo()
+    assert make_trainer(tmp_path).resume().update == 2
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_unreadable_picture_loses_nothing(tmp_path):
+    class Bad(ProceduralCategory):
+        def picture(self, number, size):
+            if len(drawn) == 16:  # four episodes of four pictures
+                raise InputError("bolt/07.png: damaged")
+            drawn.append(number)
+            return super().picture(number, size)
+
+    drawn = []
+    trainer = make_trainer(tmp_path, every=100)
+    trainer.episodes.categories[:] = [Bad(0)]
+    with pytest.raises(InputError, match="bolt/07"):
+        trainer.train()
+    assert read_model(trainer.checkpoint)[1]["update"] == 4
+
+
+TWO_PROCESSES = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_trainer import make_trainer
+make_trainer({folder!r}, updates=3, episodes=1, every=3).train()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_updates_of_one(tmp_path):
+    """Two with one episode each against one with two; weights alike up to the order of sums."""
+    script = tmp_path / "script.py"
+    script.write_text(TWO_PROCESSES.format(tests=os.path.dirname(__file__), folder=str(tmp_path / "two")))
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        str(script),
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    alone = make_trainer(tmp_path / "one", updates=3, episodes=2, every=3).train()
+    tensors, _ = read_model(tmp_path / "two" / "checkpoint.safetensors")
+    start = dict(make_loss().named_parameters())
+    for name, own in alone.loss.named_parameters():
+        moved = (own - start[name]).norm()
+        assert (own - tensors[f"loss.{name}"]).norm() <= 1e-3 * moved + 1e-7, name
+    for one, two in zip(log_of(tmp_path / "one"), log_of(tmp_path / "two"), strict=True):
+        assert float(one["loss"]) == pytest.approx(float(two["loss"]), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_command_trains_and_its_weights_detect(tmp_path):
+    done = run_fsad(*kill_training.command(tmp_path / "run", 3)[3:])
+    assert done.returncode == 0, done.stderr
+    assert "AUROC of normal against corrupted pictures of other products: 0." in done.stdout
+    weights = tmp_path / "run" / "network.safetensors"
+    _, saved = load_network(weights)
+    assert saved["architecture"] == {"name": "small_resnet", "stride": 4, "width": 8}
+    assert saved["training"]["episodes"]["shots"] == 2
+    detector = fsad.FewShotDetector(str(weights), input_size=32)
+    detector.fit([ProceduralCategory(0).picture(i, 32) for i in range(3)])
+    assert detector.model_.sparse_coding.max_atoms == 16  # as it was trained
+    detector.save(tmp_path / "part.fsad")
+    again = fsad.FewShotDetector.load(tmp_path / "part.fsad")
+    picture = ProceduralCategory(0).picture(9, 32)
+    assert again.anomaly_scores(picture) == detector.anomaly_scores(picture)
+    again = run_fsad(*kill_training.command(tmp_path / "run", 3)[3:])
+    assert again.returncode == 1 and "already holds a training" in again.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_training_resumes(tmp_path):
+    """``kill_training.py`` does it more often; here twice."""
+    subprocess.run(kill_training.command(tmp_path / "whole", 40), check=True, capture_output=True)
+    kill_training.kill_and_resume(tmp_path / "killed", 40, kills=2, rng=random.Random(0))
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("rain=1", "'rain' is no setting"),
+        ("steps=two", "not JSON"),
+        ("sparse_coding=3", "expected a value like"),
+        ('architecture={"name":"vgg"}', "unknown network 'vgg'"),
+        ("reconstruction=-1", "cannot weigh"),
+        ('method="gan"', "method must be one of"),
+    ],
+)
+def test_wrong_recipes_are_named(change, message):
+    with pytest.raises(InputError, match=message):
+        Recipe.of({"procedural": 1}, [change]).loss()
+
+
+def test_recipes_are_json_and_leave_categories_out(tmp_path):
+    for name in ("bolt", "nut"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / name / f"{i}.png")
+    given = {"data": [str(tmp_path)], "leave_out": ["nut"], "shots": 2, "queries": 1}
+    recipe = Recipe.of(given, ["steps=3", 'sparse_coding={"iterations":2}'])
+    assert recipe.steps == 3 and recipe.sparse_coding["iterations"] == 2
+    json.dumps(recipe.episodes().describe())
+    assert list(recipe.episodes().describe()["categories"]) == ["bolt"]
+    assert list(recipe.held_out_episodes().describe()["categories"]) == ["nut"]
+    with pytest.raises(InputError, match="no category is named gear"):
+        Recipe.of({**given, "leave_out": ["gear"]}, []).episodes()
