@@ -1,7 +1,8 @@
 """One Langevin chain and one training episode over fsad's energy, as training will run them.
 
 Pictures of 64×64, a small network of stride 4 and 64 channels with random weights, K = 10 support pictures,
-M = 4 queries: d = 64, k = 2 560, n = 1 024. Sampler and loss (eqs. 4, 10-12) are written here by hand.
+M = 4 queries: d = 64, k = 2 560, n = 1 024, no thinning. The loss (eqs. 10-12) is written out, because a
+contender leaves the coding out of it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ class Training:
         generator = torch.Generator().manual_seed(0)
         self.corrupted = self.normal.clone()  # one patch of uniform noise
         self.corrupted[:, :, 24:40, 24:40] = torch.rand(QUERIES, 3, 16, 16, generator=generator)
-        self.noises = [NOISE * torch.randn(self.normal.shape, generator=generator) for _ in range(CHAIN)]
         self.network = network()
 
     def chain(self, contender: str) -> Callable[[], Tensor]:
@@ -59,9 +59,13 @@ class Training:
         rows = torch.randn(QUERIES * positions, CHANNELS), torch.randn(SHOTS * positions, CHANNELS)
         return products(*rows, count)
 
+    def _sample(self, energy: Energy) -> Tensor:
+        sampler = fsad.LangevinSampler(CHAIN, STEP, NOISE)
+        return sampler(energy, self.corrupted, torch.Generator().manual_seed(1), differentiable=CHAIN)
+
     def _reconstruct(self, energy: Energy) -> Tensor:
         self.network.zero_grad()
-        sample = langevin(energy, self.corrupted, self.noises)
+        sample = self._sample(energy)
         (sample - self.normal).square().mean().backward()
         return sample
 
@@ -72,7 +76,7 @@ class Training:
             energy: Energy = partial(self._without_coding, support)
         else:
             energy = partial(self._coded, fsad.SparseCodingLayer(backend=BACKENDS[contender]), support)
-        sample = langevin(energy, self.corrupted, self.noises)
+        sample = self._sample(energy)
         reconstruction = (sample - self.normal).square().mean()
         contrast = energy(self.normal).mean() - energy(sample.detach()).mean()
         (reconstruction + contrast).backward()
@@ -82,15 +86,6 @@ class Training:
 
     def _without_coding(self, support: Tensor, images: Tensor) -> Tensor:
         return (self.network(images) - support.mean(0)).square().mean((1, 2, 3))
-
-
-def langevin(energy: Energy, start: Tensor, noises: list[Tensor]) -> Tensor:
-    """x ← x − β/2·∇E(x) + noise (eq. 4), differentiable: (B, 3, H, W) -> (B, 3, H, W)."""
-    sample = start.detach().requires_grad_()
-    for noise in noises:
-        (gradient,) = torch.autograd.grad(energy(sample).sum(), sample, create_graph=True)
-        sample = sample - STEP / 2 * gradient + noise
-    return sample
 
 
 def network() -> nn.Module:
