@@ -163,7 +163,9 @@ def train(
     backbone: Annotated[
         Literal["small_resnet", "adapter"], _option("adapter: a head on ImageNet features.")
     ] = "small_resnet",
-    updates: Annotated[int, _option("Steps of the optimizer (default: 1000).", min=1)] = 1000,
+    updates: Annotated[
+        int, _option("Steps of the optimizer (default: 1000; 0: untrained weights).", min=0)
+    ] = 1000,
     rate: Annotated[float, _option("Learning rate (default: 0.001).", min=0)] = 1e-3,
     episodes: Annotated[int, _option("Episodes an update and process (default: 1).", min=1)] = 1,
     every: Annotated[int, _option("Updates between checkpoints (default: 50).", min=1)] = 50,

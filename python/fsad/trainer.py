@@ -35,7 +35,7 @@ class Schedule:
     """How long and how fast: one update is a step of AdamW on the mean loss of some episodes.
 
     Args:
-        updates: of the weights, altogether.
+        updates: of the weights, altogether; with 0 they stay untrained.
         episodes: per update and process.
         rate: AdamW's learning rate after ``warm_up`` updates, from where it falls to 0 as a half cosine.
         decay: AdamW's weight decay.
@@ -52,8 +52,8 @@ class Schedule:
     every: int = 50
 
     def __post_init__(self) -> None:
-        if min(self.updates, self.episodes, self.every) < 1 or min(self.warm_up, self.decay) < 0:
-            raise InputError(f"updates, episodes and every must be 1 or more, nothing below 0; got {self}")
+        if min(self.episodes, self.every) < 1 or min(self.updates, self.warm_up, self.decay) < 0:
+            raise InputError(f"episodes and every must be 1 or more, nothing below 0; got {self}")
         if not (0 < self.rate < math.inf and self.clip > 0):
             raise InputError(f"rate and clip must be above 0, got {self.rate} and {self.clip}")
 
