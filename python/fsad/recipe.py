@@ -53,8 +53,8 @@ class Recipe:
     step_size: float = 0.01
     noise: float = 0.005
     reconstruction: float = 100.0
-    contrast: float = 1.0
-    restraint: float = 0.1
+    contrast: float = 5.0
+    restraint: float = 30.0
     shots: int = 10
     queries: int = 4
     size: int = 64
