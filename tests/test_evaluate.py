@@ -106,7 +106,7 @@ def test_tables_show_mean_and_spread_over_draws():
     results = [result("bolt", 0, 0.8), result("bolt", 1, 0.9), result("nut", 0, 0.6), result("nut", 1, 0.7)]
     lines = table(results, "image AUROC", 10).splitlines()
     assert lines[0] == "| method | network | bolt | nut | mean |"
-    assert lines[2] == "| fsad | net.safetensors | 0.850 ± 0.071 | 0.650 ± 0.071 | 0.750 ± 0.071 |"
+    assert lines[2] == "| fsad | a/net.safetensors | 0.850 ± 0.071 | 0.650 ± 0.071 | 0.750 ± 0.071 |"
 
 
 def test_wrong_protocols_are_named(tmp_path):

@@ -47,7 +47,7 @@ def table(results: Sequence[dict[str, Any]], metric: str, shots: int) -> str:
     ]
     for (method, network), row in values.items():
         cells = [_spread(list(row[name].values())) for name in categories]
-        lines.append(f"| {method} | {Path(network).name} | {' | '.join(cells)} | {_spread(_means(row))} |")
+        lines.append(f"| {method} | {network} | {' | '.join(cells)} | {_spread(_means(row))} |")
     return "\n".join(lines)
 
 
