@@ -20,7 +20,7 @@ from fsad.evaluate import Protocol, drawn, run_evaluation
 from fsad.evaluation_tables import table
 from fsad.frames import score_maps
 from fsad.maml import Autoencoder
-from fsad.networks import save_network
+from fsad.networks import SmallResNet, save_network
 from fsad.procedural import ProceduralTask
 
 SIZE = 32
@@ -85,6 +85,33 @@ def test_what_is_finished_is_not_computed_again(tmp_path):
     assert run_evaluation(categories, protocol(), tmp_path / "parts", rest.append) == whole
     assert len(done) + len(rest) == len(whole) == protocol().count(categories) == 16
     assert not set(done) & set(rest)
+
+
+def test_other_inputs_are_another_run(tmp_path):
+    """Pictures, their size, and weights under the same name: nothing old is taken for new."""
+
+    def scores(category=None, **changes):
+        results = run_evaluation(
+            [category or make_category()], protocol(methods=("ridge",), draws=1, **changes), tmp_path
+        )
+        return results[0]["scores"]
+
+    first = scores()
+    assert scores() == first
+    assert scores(size=48) != first
+    changed = make_category()
+    changed.test[0] = Picture(255 - changed.test[0].source, False, None)
+    assert scores(changed)[0] != first[0] and scores(changed)[1:] == first[1:]
+    weights = str(tmp_path / "net.safetensors")
+    different = []
+    for seed in (0, 1):
+        save_network(
+            weights, SmallResNet(8, 8, seed), {"name": "small_resnet", "width": 8}, sparse_coding=None
+        )
+        different.append(scores(backbones=(weights,)))
+    assert different[0] != different[1]
+    with pytest.raises(InputError, match="several categories are named"):
+        run_evaluation([make_category(), make_category()], protocol(), tmp_path)
 
 
 def test_maml_ae_is_compared_on_pictures(tmp_path):

@@ -255,7 +255,7 @@ def test_two_processes_make_the_updates_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_trains_and_its_weights_detect(tmp_path):
+def test_the_command_trains_and_its_weights_detect(tmp_path, monkeypatch):
     done = run_fsad(*kill_training.command(tmp_path / "run", 3)[3:])
     assert done.returncode == 0, done.stderr
     assert "AUROC of normal against corrupted pictures of other products: 0." in done.stdout
@@ -263,10 +263,12 @@ def test_the_command_trains_and_its_weights_detect(tmp_path):
     _, saved = load_network(weights)
     assert saved["architecture"] == {"name": "small_resnet", "stride": 4, "width": 8, "seed": 0}
     assert saved["training"]["episodes"]["shots"] == 2
-    detector = fsad.FewShotDetector(str(weights), input_size=32)
+    monkeypatch.chdir(tmp_path)
+    detector = fsad.FewShotDetector("run/network.safetensors", input_size=32)
     detector.fit([ProceduralCategory(0).picture(i, 32) for i in range(3)])
     assert detector.model_.sparse_coding.max_atoms == 16  # as it was trained
     detector.save(tmp_path / "part.fsad")
+    monkeypatch.chdir("/")  # the model is used elsewhere
     again = fsad.FewShotDetector.load(tmp_path / "part.fsad")
     picture = ProceduralCategory(0).picture(9, 32)
     assert again.anomaly_scores(picture) == detector.anomaly_scores(picture)

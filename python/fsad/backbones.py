@@ -93,8 +93,9 @@ def load_backbone(name: str | nn.Module, *, pretrained: bool = True) -> Backbone
         return Backbone(SmallResNet(), name)
     shipped = SHIPPED / f"{name}.safetensors"
     if shipped.is_file() or name.endswith(".safetensors"):
-        module, saved = load_network(shipped if shipped.is_file() else name)
-        return Backbone(module, name, saved["sparse_coding"])
+        path = shipped if shipped.is_file() else Path(name).resolve()  # a saved model is used elsewhere too
+        module, saved = load_network(path)
+        return Backbone(module, name if path == shipped else str(path), saved["sparse_coding"])
     if name.startswith("timm:"):
         return Backbone(_TimmLevels(name.removeprefix("timm:"), pretrained), name)
     raise InputError(

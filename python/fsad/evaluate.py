@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,9 +61,15 @@ class Protocol:
         if not self.shots or min(self.shots) < 1 or self.draws < 1 or self.size < 16:
             raise InputError(f"expected shots and draws of 1 or more and a size of 16 or more, got {self}")
 
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Method and network of each row of a table."""
+        pairs = [(method, network) for network in self.backbones for method in self.methods]
+        return pairs if self.maml is None else [*pairs, ("maml-ae", self.maml)]
+
     def count(self, categories: Sequence[Category]) -> int:
         """Of runs."""
-        return sum(1 for category in categories for _ in runs_of(category, self))
+        return len(categories) * len(self.pairs) * len(self.shots) * self.draws
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Run:
     network: str
     shots: int
     draw: int
+    inputs: str  # a digest of the pictures, their size and the network's weights: others are another run
 
     @property
     def file(self) -> str:
@@ -90,15 +98,21 @@ def run_evaluation(
     """Every run's metrics, from ``folder`` where it has them already; they stay there.
 
     Raises:
-        InputError: a category has fewer normal pictures than shots.
+        InputError: a category has fewer normal pictures than shots, or the name of another.
     """
+    twice = [name for name, count in Counter(c.name for c in categories).items() if count > 1]
+    if twice:
+        raise InputError(
+            f"several categories are named {', '.join(twice)}; rename a folder, or evaluate them apart"
+        )
     short = [f"{c.name} ({len(c.normal)})" for c in categories if len(c.normal) < max(protocol.shots)]
     if short:
         raise InputError(f"{max(protocol.shots)} shots are more than there are in {', '.join(short)}")
     (folder / "runs").mkdir(parents=True, exist_ok=True)
+    weights = {network: load_backbone(network).weights_hash for _, network in protocol.pairs}
     found = []
     for category in categories:
-        runs = list(runs_of(category, protocol))
+        runs = list(_runs(category, protocol, weights))
         missing = [run for run in runs if not (folder / "runs" / run.file).exists()]
         if missing:
             with tempfile.TemporaryDirectory() as scratch:
@@ -111,14 +125,28 @@ def run_evaluation(
     return found
 
 
-def runs_of(category: Category, protocol: Protocol) -> Iterator[Run]:
-    pairs = [(method, network) for network in protocol.backbones for method in protocol.methods]
-    if protocol.maml is not None:
-        pairs.append(("maml-ae", protocol.maml))
-    for method, network in pairs:
+def _runs(category: Category, protocol: Protocol, weights: dict[str, str]) -> Iterator[Run]:
+    pictures = _digest(category)
+    for method, network in protocol.pairs:
+        inputs = hashlib.sha256(f"{pictures} {protocol.size} {weights[network]}".encode()).hexdigest()
         for shots in protocol.shots:
             for draw in range(protocol.draws):
-                yield Run(category.name, method, network, shots, draw)
+                yield Run(category.name, method, network, shots, draw, inputs)
+
+
+def _digest(category: Category) -> str:
+    """Of which pictures there are and what is known of them: of files, path, size and time of change."""
+    digest = hashlib.sha256()
+    test = [value for picture in category.test for value in picture]
+    for value in [*category.normal, len(category.normal), *test]:
+        if isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype} {value.shape}".encode() + value.tobytes())
+        elif isinstance(value, Path):
+            stat = value.stat()
+            digest.update(f"{value.resolve()} {stat.st_size} {stat.st_mtime_ns};".encode())
+        else:
+            digest.update(f"{value!r};".encode())
+    return digest.hexdigest()
 
 
 def drawn(category: Category, shots: int, draw: int) -> list[int]:

@@ -128,7 +128,7 @@ def run(
 
     None in the other processes under ``torchrun``: the first one does it.
     """
-    loss = recipe.loss()
+    loss, held_out = recipe.loss(), recipe.held_out_episodes()  # an error now rather than after the training
     settings = {name: value for name, value in asdict(recipe).items() if name not in ("data", "leave_out")}
     trainer = EpisodicTrainer(
         loss, recipe.episodes(), folder, schedule, settings=settings, device=device, workers=workers
@@ -147,7 +147,7 @@ def run(
     networks.save_network(
         folder / NETWORK, module, architecture, sparse_coding=layer, training=trainer.settings
     )
-    return held_out_auroc(loss, recipe.held_out_episodes())
+    return held_out_auroc(loss, held_out)
 
 
 def held_out_auroc(loss: EpisodeLoss | MamlLoss, episodes: Episodes, count: int = 50) -> float:
