@@ -35,7 +35,7 @@ def write_parts(
     folder: Path, count: int, kind: str = "disc", seed: int = 0, defective: bool = False
 ) -> list[Path]:
     """Procedural parts of one product, for each seed others, as PNG files; the kinds of defect take turns."""
-    task = ProceduralTask(18, 96, kind)  # a weave whose spots are plain even at the size of `SMALL`
+    task = ProceduralTask(178, 96, kind)  # a weave whose spots are plain even at the size of `SMALL`
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{i:02}.png" for i in range(count)]
     for i, path in enumerate(paths):

@@ -106,7 +106,7 @@ def test_adding_a_rejected_part_lowers_its_score(parts, detected, tmp_path):
     assert done.returncode == 0, done.stderr
     assert files(tmp_path) == {"part.fsad", "rejected/01.png"}
     score = FewShotDetector.load(model).anomaly_scores([parts / "images/bad/01.png"])[0]
-    assert score < 0.7 * read_scores(detected)["bad/01.png"][0]
+    assert score < 0.5 * read_scores(detected)["bad/01.png"][0]
     assert FewShotDetector.load(model).n_support_ == 7
 
 
