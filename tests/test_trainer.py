@@ -23,7 +23,7 @@ from fsad.episodes import Episodes, ProceduralCategory
 from fsad.errors import DivergedError, InputError, ModelFileError
 from fsad.maml import Autoencoder, MamlLoss
 from fsad.model_file import read_model
-from fsad.networks import SmallResNet, load_network
+from fsad.networks import SmallResNet, load_network, save_network
 from fsad.recipe import Recipe
 from fsad.trainer import EpisodicTrainer, Schedule
 
@@ -146,6 +146,23 @@ def test_what_is_frozen_stays(tmp_path):
     assert (first == before).all()
     with pytest.raises(InputError, match="nothing to train"):
         make_trainer(tmp_path / "frozen", make_loss().requires_grad_(False))
+
+
+def test_an_adapter_starts_as_the_identity_and_is_all_that_is_saved(tmp_path):
+    recipe = Recipe.of({"architecture": {"name": "adapter", "hidden": 8}, **TINY}, ["size=32", "steps=1"])
+    loss, path = recipe.loss(), tmp_path / "head.safetensors"
+    images = torch.rand(2, 3, 32, 32)
+    network = loss.model.backbone
+    assert (network(images) == network.backbone(images)).all()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    tasks = Episodes([ProceduralCategory(0)], shots=2, queries=2, size=32)
+    EpisodicTrainer(loss, tasks, tmp_path, Schedule(2, warm_up=0)).train()
+    moved = {name for name, tensor in network.state_dict().items() if (tensor != before[name]).any()}
+    assert moved == {"head.0.weight", "head.0.bias", "head.2.weight"}
+    save_network(path, network, recipe.architecture, sparse_coding=None)
+    assert read_model(path)[0].keys() == moved
+    again, _ = load_network(path)
+    torch.testing.assert_close(again(images), network(images).detach())
 
 
 class Falling(nn.Module):

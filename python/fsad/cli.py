@@ -152,12 +152,12 @@ def detect(
 def train(
     output: Annotated[Path, _option("Folder for checkpoints, log, plots and weights.", "--output", "-o")],
     data: Annotated[
-        list[Path], _option("Folder of categories, each a folder of normal pictures; can be repeated.")
-    ] = [],  # noqa: B006  (typer's way to say "none")
+        list[Path] | None, _option("Folder of categories, each a folder of normal pictures; can be repeated.")
+    ] = None,
     procedural: Annotated[
         int | None, _option("Procedural products to train on (default: 300 without --data).", min=0)
     ] = None,
-    leave_out: Annotated[list[str], _option("Category not to train on; can be repeated.")] = [],  # noqa: B006
+    leave_out: Annotated[list[str] | None, _option("Category not to train on; can be repeated.")] = None,
     resume: Annotated[bool, _option("Go on from the folder's checkpoint.", "--resume")] = False,
     method: Annotated[Literal["episodic", "maml-ae"], _option("maml-ae: the paper's baseline.")] = "episodic",
     backbone: Annotated[
@@ -173,8 +173,8 @@ def train(
     queries: Annotated[int, _option("M, query pictures an episode (default: 4).", min=1)] = 4,
     input_size: Annotated[int, _option("Side to resize to (default: 64).", min=16)] = 64,
     recipe: Annotated[
-        list[str], _option("NAME=VALUE of fsad.recipe.Recipe, as JSON; can be repeated.", "--set")
-    ] = [],  # noqa: B006
+        list[str] | None, _option("NAME=VALUE of fsad.recipe.Recipe, as JSON; can be repeated.", "--set")
+    ] = None,
     device: Device = "cpu",
     workers: Annotated[int, _option("Processes that prepare episodes.", min=0)] = 0,
     seed: Seed = 0,
@@ -186,9 +186,9 @@ def train(
     from .recipe import NETWORK, Recipe, Schedule, run
 
     given = {
-        "data": [str(folder) for folder in data],
+        "data": [str(folder) for folder in data or ()],
         "procedural": (0 if data else 300) if procedural is None else procedural,
-        "leave_out": leave_out,
+        "leave_out": leave_out or [],
         "method": method,
         "architecture": {"name": backbone}
         | ({"stride": 4, "seed": seed} if backbone == "small_resnet" else {}),
@@ -198,7 +198,7 @@ def train(
         "seed": seed,
     }
     schedule = Schedule(updates=updates, episodes=episodes, rate=rate, every=every)
-    what = Recipe.of(given, recipe)
+    what = Recipe.of(given, recipe or [])
     with _progress("training", updates) as advance:
 
         def show(row: dict[str, float]) -> None:
@@ -220,9 +220,13 @@ def evaluate(
         Path, _option("Folder for results (default: fsad-evaluation).", "--output", "-o")
     ] = Path("fsad-evaluation"),
     list_: Annotated[bool, _option("Show the data sets there are.", "--list")] = False,
-    backbone: Annotated[list[str], _option("Network; can be repeated.")] = ["efficientnet_lite0"],  # noqa: B006
+    backbone: Annotated[
+        list[str] | None, _option("Network (default: efficientnet_lite0); can be repeated.")
+    ] = None,
     maml_ae: Annotated[str | None, _option("Weights of MAML-AE, to compare it too.")] = None,
-    shots: Annotated[list[int], _option("Normal pictures to adapt to; can be repeated.")] = [10],  # noqa: B006
+    shots: Annotated[
+        list[int] | None, _option("Normal pictures to adapt to (default: 10); can be repeated.", min=1)
+    ] = None,
     draws: Annotated[int, _option("Draws of them (default: 5).", min=1)] = 5,
     input_size: Annotated[int, _option("Side to resize to (default: 256).", min=16)] = 256,
     device: Device = "cpu",
@@ -248,7 +252,12 @@ def evaluate(
         name, _, root = text.partition("=")
         categories += load(name, Path(root) if root else None)
     protocol = Protocol(
-        backbones=backbone, maml=maml_ae, shots=shots, draws=draws, size=input_size, device=_available(device)
+        backbones=backbone or ["efficientnet_lite0"],
+        maml=maml_ae,
+        shots=shots or [10],
+        draws=draws,
+        size=input_size,
+        device=_available(device),
     )
     with _progress("evaluating", protocol.count(categories)) as advance:
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from fsad.errors import FsadError, InputError
 from fsad.images import ImageLike, display_name, list_images, load_image, resize
-from fsad.procedural import FAMILIES, ProceduralTask
+from fsad.procedural import FAMILIES, HELD_OUT, ProceduralTask
 from fsad.video import VideoCategory, avenue, entries, shanghaitech, ucsd
 
 GOOD = ("good", "ok", "normal")  # what folders of normal pictures are called, in any case
@@ -237,7 +237,7 @@ def _procedural(_: None) -> list[Category]:
     """One product of each family, with seeds that training does not reach; arrays in place of paths."""
     categories = []
     for number, family in enumerate(FAMILIES):
-        task = ProceduralTask(1_000_000 + number, 96, family)
+        task = ProceduralTask(HELD_OUT + number, 96, family)
         test = [Picture(task.normal(i).image, False, None) for i in range(20, 40)]
         test += [Picture(part.image, True, part.mask) for part in map(task.defective, range(40, 60))]
         categories.append(Category(task.name, [task.normal(i).image for i in range(20)], test))

@@ -17,6 +17,7 @@ from .errors import InputError
 TEXTURES = ("weave", "grain", "speckle", "tiles", "knit")
 FAMILIES = (*TEXTURES, "disc", "nut", "board", "cap")
 DEFECTS = ("scratch", "spot", "dent", "missing", "crack", "smear", "discolour")
+HELD_OUT = 1_000_000  # tasks from this seed on are for evaluation, and never trained on
 Surface = tuple[Array, Array, Array | float]  # colours, height, distance from the outline (negative inside)
 _ramp = partial(np.clip, a_min=0, a_max=1)
 

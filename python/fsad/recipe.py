@@ -18,12 +18,12 @@ from fsad.episodic import EpisodeLoss
 from fsad.errors import InputError
 from fsad.langevin import LangevinSampler
 from fsad.maml import MamlLoss
+from fsad.procedural import HELD_OUT
 from fsad.sparse_coding import SparseCodingLayer
 from fsad.trainer import EpisodicTrainer, Schedule
 
 NETWORK = "network.safetensors"
 METHODS = ("episodic", "maml-ae")
-HELD_OUT = 1_000_000  # procedural tasks from this seed on are never trained on
 
 
 @dataclass(frozen=True)

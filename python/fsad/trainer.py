@@ -194,9 +194,10 @@ class EpisodicTrainer:
         self.optimizer.zero_grad()
         for i in range(count):
             episode = next(episodes)
-            last = i == count - 1
             # Gradients are exchanged once an update, not once an episode.
-            alone = nullcontext() if last or self.world == 1 else parallel.no_sync()  # type: ignore[operator]
+            alone = nullcontext()
+            if isinstance(parallel, DistributedDataParallel) and i < count - 1:
+                alone = parallel.no_sync()
             with alone, torch.autocast(self.device.type, torch.bfloat16, self._has_bfloat16()):
                 pictures = [tensor.to(self.device) for tensor in episode[:3]]
                 result = parallel(*pictures, episode.number)

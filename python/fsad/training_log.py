@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -32,12 +33,8 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, update: int) -> None:
-        try:
-            import matplotlib  # noqa: F401  (an error now rather than after the first updates)
-        except ImportError as error:
-            raise FsadError(
-                "training draws its curves with matplotlib; run: pip install 'fsad[train]'"
-            ) from error
+        if find_spec("matplotlib") is None:  # an error now rather than after the first updates
+            raise FsadError("training draws its curves with matplotlib; run: pip install 'fsad[train]'")
         self.folder = folder
         self.rows = [row for row in _read(folder / "log.csv") if row["update"] < update]
 
