@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,7 @@ class EpisodicTrainer:
         for i in range(count):
             episode = next(episodes)
             # Gradients are exchanged once an update, not once an episode.
-            alone = nullcontext()
+            alone: AbstractContextManager[Any] = nullcontext()
             if isinstance(parallel, DistributedDataParallel) and i < count - 1:
                 alone = parallel.no_sync()
             with alone, torch.autocast(self.device.type, torch.bfloat16, self._has_bfloat16()):
