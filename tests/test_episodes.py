@@ -84,7 +84,7 @@ def test_each_update_is_dealt_out_among_processes():
 
 def test_corruptions_change_a_small_place_and_stay_in_range():
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(40, 3, 32, 40, generator=generator)
+    images = torch.rand(40, 3, 40, 40, generator=generator)
     for kind in CORRUPTIONS:
         corrupted = corrupt(images, [kind], generator)
         changed = (corrupted != images).any(1).flatten(1).float().mean(1)
@@ -119,7 +119,7 @@ def test_bad_data_is_named(tmp_path):
         Episodes([])
     with pytest.raises(InputError, match="0, 2 and 64"):
         Episodes([Grey("a", 9)], shots=0, queries=2)
-    with pytest.raises(InputError, match="corruptions are of noise, cut-paste, noise-start; got rain"):
+    with pytest.raises(InputError, match="of noise, cut-paste, defect, noise-start; got rain"):
         Episodes([Grey("a", 20)], corruptions=["rain"])
     (tmp_path / "bolt" / "02.png").write_bytes(b"not a picture")
     episodes = Episodes([FolderCategory("bolt", tmp_path / "bolt")], shots=3, queries=1, size=16)

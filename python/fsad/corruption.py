@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fsad.errors import InputError
+from fsad.procedural import spoil
 
 SIDES = (0.1, 0.4)  # shortest and longest side of a patch, as a share of the picture's
 
@@ -43,6 +45,12 @@ def _cut_paste(image: Tensor, generator: torch.Generator) -> None:
     patch.copy_((gain * image[:, top : top + height, left : left + width]).clamp(0, 1))
 
 
+def _defect(image: Tensor, generator: torch.Generator) -> None:
+    """A scratch, spot, dent … as on the procedural products."""
+    rng = np.random.default_rng(_below(2**62, generator))
+    image.copy_(torch.from_numpy(spoil(image.permute(1, 2, 0).numpy(), rng)).permute(2, 0, 1))
+
+
 def _noise_start(image: Tensor, generator: torch.Generator) -> None:
     """Nothing but noise, where sampling usually starts: what section 3.3 does better than."""
     image.copy_(torch.rand(image.shape, generator=generator))
@@ -65,5 +73,6 @@ def _below(count: int, generator: torch.Generator) -> int:
 CORRUPTIONS: dict[str, Callable[[Tensor, torch.Generator], None]] = {
     "noise": _noise_patch,
     "cut-paste": _cut_paste,
+    "defect": _defect,
     "noise-start": _noise_start,
 }

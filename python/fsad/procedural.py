@@ -54,18 +54,11 @@ class ProceduralTask:
         if defect not in (None, *DEFECTS):
             raise InputError(f"defect={defect!r}; expected one of {DEFECTS} or None.")
         rng = default_rng((*self._key, 3, number))
-        drawn, turn = DEFECTS[rng.integers(len(DEFECTS))], np.exp(2j * np.pi * rng.uniform())
-        reach = max(0.05 * 2.6 ** rng.uniform(), 2 / self.size)
         image, ground, body, light = self._paint(number)
         # Well on the body is the first point that it surrounds; seen at one size, it is the same at all.
         small = body if self.size == 64 else ProceduralTask(self.seed, 64, self.family)._paint(number)[2]
-        points = rng.uniform(-0.42, 0.42, (32, 1, 2)) @ [1, 1j]
-        around = (np.add(points, [0, 0.04, -0.04, 0.04j, -0.04j]) + 0.5 + 0.5j) * 64
-        inside = small[around.imag.astype(int), around.real.astype(int)].sum(1)
-        place = (_grid(self.size) - points[inside.argmax()]) * turn / reach
-        share = body * _shape(defect or drawn, place, 1 / (self.size * reach), rng)
-        damaged = _mix(image, _damage(defect or drawn, image, ground, share, light, rng), share)
-        return Part(_pixels(np.where(share[:, :, None] > 0.2, damaged, image)), share > 0.2)
+        damaged, share = _spoil(image, ground, body, small, light, defect, rng)
+        return Part(_pixels(damaged), share > 0.2)
 
     def _paint(self, number: int) -> tuple[Array, Array, Array, complex]:
         """Colours of the picture and of what is behind the part, where the part is, whence light comes."""
@@ -90,6 +83,32 @@ class ProceduralTask:
         grain = task.uniform(0.006, 0.02) * noise.standard_normal(colour.shape)
         image, ground = lamp * _mix(ground, colour, cover) + grain, lamp * ground + grain
         return image, np.roll(image, self.size // 3, (0, 1)) if texture else ground, cover > 0.5, light
+
+
+def spoil(image: Array, rng: Generator) -> Array:
+    """A copy of any square picture (size, size, 3) of colours in [0, 1] with one defect of `DEFECTS`."""
+    size = len(image)
+    elsewhere = np.roll(image, tuple(rng.integers(size, size=2)), (0, 1))
+    light = np.exp(2j * np.pi * rng.uniform())
+    return _ramp(_spoil(image, elsewhere, np.ones((size, size)), np.ones((64, 64)), light, None, rng)[0])
+
+
+def _spoil(
+    image: Array, ground: Array, body: Array, small: Array, light: complex, kind: str | None, rng: Generator
+) -> tuple[Array, Array]:
+    """The picture with a defect somewhere on its body, and how far that changes each pixel.
+
+    `small` is the body at 64 pixels, which decides where.
+    """
+    size, drawn, turn = len(image), DEFECTS[rng.integers(len(DEFECTS))], np.exp(2j * np.pi * rng.uniform())
+    kind, reach = kind or drawn, max(0.05 * 2.6 ** rng.uniform(), 2 / size)
+    points = rng.uniform(-0.42, 0.42, (32, 1, 2)) @ [1, 1j]
+    around = (np.add(points, [0, 0.04, -0.04, 0.04j, -0.04j]) + 0.5 + 0.5j) * 64
+    inside = small[around.imag.astype(int), around.real.astype(int)].sum(1)
+    place = (_grid(size) - points[inside.argmax()]) * turn / reach
+    share = body * _shape(kind, place, 1 / (size * reach), rng)
+    damaged = _mix(image, _damage(kind, image, ground, share, light, rng), share)
+    return np.where(share[:, :, None] > 0.2, damaged, image), share
 
 
 def _pixels(image: Array) -> Array:
