@@ -55,14 +55,19 @@ def ap_and_f1(positive, negative):
     return ap, f1
 
 
-def aupro(regions, negative, limit=Fraction(3, 10)):
+def pro_curve(regions, negative):
+    """(false-positive rate, mean share of a region found) at every threshold, the highest first."""
     curve = [(Fraction(0), Fraction(0))]
     for threshold in sorted({*negative, *(s for region in regions for s in region)}, reverse=True):
         fpr = Fraction(sum(score >= threshold for score in negative), len(negative))
         shares = [Fraction(sum(s >= threshold for s in region), len(region)) for region in regions]
         curve.append((fpr, sum(shares) / len(regions)))
+    return curve
+
+
+def aupro(regions, negative, limit=Fraction(3, 10)):
     area = Fraction(0)
-    for (x0, y0), (x1, y1) in pairwise(curve):
+    for (x0, y0), (x1, y1) in pairwise(pro_curve(regions, negative)):
         if x0 < limit and x1 > x0:
             end = min(x1, limit)
             at_end = y0 + (y1 - y0) * (end - x0) / (x1 - x0)
@@ -113,6 +118,22 @@ def test_pixel_metrics_are_what_their_definitions_say(found):
     assert measured(found) == expected
     with mock.patch.object(metrics, "BLOCK", 3):  # ties and components across blocks
         assert measured(found) == expected
+
+
+@UNHURRIED
+@given(pictures())
+def test_the_curve_for_plots_keeps_to_its_rates(found):
+    negative = [int(s) for scores, mask in found for s in scores[~mask]]
+    regions = [[int(scores[p]) for p in region] for scores, mask in found for region in components(mask)]
+    pixels = PixelMetrics()
+    for scores, mask in found:
+        pixels.add(scores, mask)
+    curve = pro_curve(regions, negative)
+    expected = [
+        max(share for fpr, share in curve if fpr * len(negative) <= int(rate * len(negative)))
+        for rate in np.linspace(0, 0.3, 7)
+    ]
+    np.testing.assert_allclose(pixels.pro_curve(7), [float(share) for share in expected], atol=1e-6)
 
 
 @UNHURRIED
