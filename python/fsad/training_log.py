@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fsad.episodes import Episode
-from fsad.errors import FsadError
+from fsad.figures import need_matplotlib, png
 from fsad.model_file import replace_file
 
 PANELS = {
@@ -33,8 +32,7 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, update: int) -> None:
-        if find_spec("matplotlib") is None:  # an error now rather than after the first updates
-            raise FsadError("training draws its curves with matplotlib; run: pip install 'fsad[train]'")
+        need_matplotlib()  # an error now rather than after the first updates
         self.folder = folder
         self.rows = [row for row in _read(folder / "log.csv") if row["update"] < update]
 
@@ -70,9 +68,7 @@ class TrainingLog:
             axes.set_xlabel("update")
             if axes.lines:
                 axes.legend()
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=80)
-        return file.getvalue()
+        return png(figure)
 
 
 def _smooth(points: Iterable[tuple[float, float]], groups: int = 200) -> tuple[list[float], list[float]]:
