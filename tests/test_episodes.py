@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lookalikes
 import numpy as np
 import pytest
 import torch
@@ -9,8 +10,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from fsad.corruption import CORRUPTIONS, corrupt
-from fsad.episodes import Episodes, FolderCategory, Numbers, ProceduralCategory, folder_categories
+from fsad.episodes import Episodes, Numbers, PictureCategory, ProceduralCategory, categories_of
 from fsad.errors import InputError
+from fsad.images import list_images
 
 
 class Grey:
@@ -99,7 +101,7 @@ def test_both_layouts_of_folders(tmp_path):
     write_pictures(tmp_path / "bolt" / "train" / "good", 4)
     write_pictures(tmp_path / "bolt" / "test" / "scratch", 3)
     write_pictures(tmp_path / "nut", 5)
-    categories = folder_categories(tmp_path)
+    categories = categories_of(tmp_path)
     assert [(c.name, len(c)) for c in categories] == [("bolt", 4), ("nut", 5)]
     picture = categories[1].picture(3, 16)
     assert picture.shape == (16, 16, 3) and picture.dtype == np.uint8
@@ -107,14 +109,25 @@ def test_both_layouts_of_folders(tmp_path):
     assert (categories[1].picture(3, 16) == picture).all()
 
 
+def test_data_sets_by_name(tmp_path, monkeypatch):
+    lookalikes.mvtec(tmp_path / "mvtec")
+    categories = categories_of(f"mvtec={tmp_path / 'mvtec'}")
+    assert [(c.name, len(c)) for c in categories] == [("bottle", 3), ("metal_nut", 3)]
+    lookalikes.shanghaitech(tmp_path / "videos", lookalikes.pictures_as_video)
+    monkeypatch.setattr("fsad.episodes.FRAMES", 10)
+    categories = categories_of(f"shanghaitech={tmp_path / 'videos'}")
+    assert [(c.name, len(c)) for c in categories] == [("01", 8), ("12", 6), ("13", 6)]  # of 24, 12 and 12
+    assert categories[1].picture(4, 16).mean() == 80  # the ninth frame
+
+
 def test_bad_data_is_named(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
-        folder_categories(tmp_path / "nowhere")
+        categories_of(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no categories"):
-        folder_categories(tmp_path)
+        categories_of(tmp_path)
     write_pictures(tmp_path / "bolt", 4)
     with pytest.raises(InputError, match=r"3 \+ 2 different pictures .* bolt \(4\)"):
-        Episodes(folder_categories(tmp_path), shots=3, queries=2)
+        Episodes(categories_of(tmp_path), shots=3, queries=2)
     with pytest.raises(InputError, match="no categories"):
         Episodes([])
     with pytest.raises(InputError, match="0, 2 and 64"):
@@ -122,6 +135,8 @@ def test_bad_data_is_named(tmp_path):
     with pytest.raises(InputError, match="of noise, cut-paste, defect, noise-start; got rain"):
         Episodes([Grey("a", 20)], corruptions=["rain"])
     (tmp_path / "bolt" / "02.png").write_bytes(b"not a picture")
-    episodes = Episodes([FolderCategory("bolt", tmp_path / "bolt")], shots=3, queries=1, size=16)
+    episodes = Episodes(
+        [PictureCategory("bolt", list_images(tmp_path / "bolt"))], shots=3, queries=1, size=16
+    )
     with pytest.raises(InputError, match=r"02\.png"):
         episodes[0]

@@ -1,15 +1,16 @@
 """The field's data sets: what each is, how it lies on disk, and how that becomes categories to evaluate on.
 
-`DATASETS` describes them; `load` and `load_videos` read one. Nothing is downloaded and nothing guessed: a
+`DATASETS` describes them, `load` reads one. Nothing is downloaded and nothing guessed: a
 root that is not laid out as described, a picture without its mask and a file that is missing raise
 InputError, which names the path.
 """
 
 import csv
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,24 +21,26 @@ import numpy as np
 from fsad.errors import FsadError, InputError
 from fsad.images import ImageLike, display_name, list_images, load_image, resize
 from fsad.procedural import FAMILIES, HELD_OUT, ProceduralTask
-from fsad.video import VideoCategory, avenue, entries, shanghaitech, ucsd
+from fsad.video import TEMPORAL, Frame, VideoCategory, avenue, entries, shanghaitech, ucsd
 
 GOOD = ("good", "ok", "normal")  # what folders of normal pictures are called, in any case
 
 
 class Picture(NamedTuple):
-    source: ImageLike
+    source: Any  # ImageLike, or Frame
     anomalous: bool
     mask: ImageLike | None  # for `read_mask`; None for a normal picture, or where there is no pixel truth
 
 
 @dataclass
 class Category:
-    """One product: normal pictures to adapt to, and pictures to test on."""
+    """One product, or camera: normal pictures to adapt to, and pictures to test on."""
 
     name: str
-    normal: list[ImageLike]
+    normal: list[Any]  # ImageLike, or Frame
     test: list[Picture]
+    videos: list[int] = field(default_factory=list)  # lengths of those that the test pictures are of
+    dataset: str = ""  # as it was asked for
 
     @property
     def has_masks(self) -> bool:
@@ -53,7 +56,7 @@ class Dataset(NamedTuple):
     layout: str  # what lies in its root
     marks: tuple[str, ...]  # patterns, of which a root holds at least one; empty: takes no root
     read: Callable[[Any], list[Any]]
-    video: bool = False  # read by `load_videos`
+    video: bool = False
 
 
 def read_mask(source: ImageLike | None, size: int | tuple[int, int]) -> np.ndarray:
@@ -67,29 +70,65 @@ def read_mask(source: ImageLike | None, size: int | tuple[int, int]) -> np.ndarr
     return resize(_marked(source), size)[:, :, 0] > 0.5
 
 
-def load(name: str, root: str | os.PathLike | None = None) -> list[Category]:
-    """The categories of a data set of pictures.
+def read_picture(source: Any) -> np.ndarray:
+    """`load_image` of a category's picture, which may be a frame of a video."""
+    return load_image(source.picture() if isinstance(source, Frame) else source)
+
+
+def fingerprint(source: Any) -> bytes:
+    """A digest of a picture; of a file, by its path, size and time of change."""
+    about = ""
+    if isinstance(source, Frame):
+        about, source = f"{source.number} {source.temporal};", source.file
+    if isinstance(source, np.ndarray):
+        content = f"{source.dtype} {source.shape}".encode() + source.tobytes()
+    elif isinstance(source, Path):
+        stat = source.stat()
+        content = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()
+    else:
+        content = repr(source).encode()
+    return hashlib.sha256(about.encode() + content).digest()
+
+
+def load(given: str, root: str | os.PathLike | None = None) -> list[Category]:
+    """The categories of a data set: `load("NAME", ROOT)` or `load("NAME=ROOT")`.
+
+    Of videos, the frames as pictures; as "NAME:stack" or "NAME:difference" these show motion, see ``Frame``.
 
     root: the folder of the data; None for sets that come from a package or are made up. Raises InputError,
     or FsadError where a package is missing.
     """
-    return _read(name, root, is_video=False)
+    text, _, stated = given.partition("=")
+    name, _, temporal = text.partition(":")
+    is_video = name in DATASETS and DATASETS[name].video
+    if temporal and not (is_video and temporal in TEMPORAL):
+        raise InputError(f"got {text!r}; expected NAME, or for videos NAME:{' or NAME:'.join(TEMPORAL)}")
+    found = read(name, stated or root)
+    if is_video:
+        found = [_frames(camera, temporal or TEMPORAL[0]) for camera in found]
+    for category in found:
+        category.dataset = text
+    return found
 
 
-def load_videos(name: str, root: str | os.PathLike | None = None) -> list[VideoCategory]:
-    """`load` for the data sets of videos."""
-    return _read(name, root, is_video=True)
-
-
-def _read(name: str, root: str | os.PathLike | None, is_video: bool) -> list[Any]:
-    names = [dataset.name for dataset in DATASETS.values() if dataset.video == is_video]
-    if name not in names:
-        kind = "videos" if is_video else "pictures"
-        raise InputError(f"got {name!r}; expected a data set of {kind}: {', '.join(names)}")
+def read(name: str, root: str | os.PathLike | None) -> list[Any]:
+    """`load` without a view of videos: each Category, or VideoCategory."""
+    if name not in DATASETS:
+        raise InputError(f"got {name!r}; expected a data set: {', '.join(DATASETS)}")
     dataset = DATASETS[name]
     if (root is None) == bool(dataset.marks):
         raise InputError(f"{name} {'needs a' if dataset.marks else 'takes no'} folder: {dataset.layout}")
     return dataset.read(None if root is None else _checked(Path(root), dataset))
+
+
+def _frames(camera: VideoCategory, temporal: str) -> Category:
+    normal = [Frame(frames, i, temporal) for frames in camera.normal for i in range(len(frames))]
+    test = [
+        Picture(Frame(video.frames, i, temporal), bool(anomalous), None)
+        for video in camera.test
+        for i, anomalous in enumerate(video.anomalous)
+    ]
+    return Category(camera.name, normal, test, [len(video.frames) for video in camera.test])
 
 
 def _checked(root: Path, dataset: Dataset) -> Path:

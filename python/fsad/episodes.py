@@ -13,9 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fsad.corruption import corrupt
+from fsad.datasets import DATASETS, load, read_picture
 from fsad.errors import InputError
-from fsad.images import display_name, list_images, load_image, resize
+from fsad.images import display_name, list_images, resize
 from fsad.procedural import ProceduralTask
+
+FRAMES = 500
 
 
 class Category(Protocol):
@@ -29,21 +32,20 @@ class Category(Protocol):
         """uint8 (size, size, 3), RGB."""
 
 
-class FolderCategory:
-    """The pictures of a folder, subfolders included; decoded once, and kept at the size that is asked for."""
+class PictureCategory:
+    """Given pictures, for ``read_picture``; decoded once, and kept at the size that is asked for."""
 
-    def __init__(self, name: str, folder: str | os.PathLike) -> None:
-        self.name, self.folder = name, Path(folder)
-        self.paths = list_images(folder)
+    def __init__(self, name: str, pictures: Sequence[Any]) -> None:
+        self.name, self._pictures = name, pictures
         self._decoded: dict[tuple[int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self._pictures)
 
     def picture(self, number: int, size: int) -> np.ndarray:
         key = number, size
         if key not in self._decoded:
-            picture = resize(load_image(self.paths[number]), size)
+            picture = resize(read_picture(self._pictures[number]), size)
             self._decoded[key] = (picture * 255).round().astype(np.uint8)
         return self._decoded[key]
 
@@ -61,24 +63,32 @@ class ProceduralCategory:
         return ProceduralTask(self._seed, size).normal(number).image
 
 
-def folder_categories(root: str | os.PathLike) -> list[FolderCategory]:
-    """The categories of a data set: each folder in ``root``, or ``<category>/train/good`` where there is one.
+def categories_of(root: str | os.PathLike) -> list[PictureCategory]:
+    """Each folder in ``root``, or ``<category>/train/good`` where there is one; or of "NAME=ROOT".
 
+    That is a data set of ``fsad.datasets``; of its videos, up to ``FRAMES`` frames a camera, evenly spread.
     Raises InputError where there are none, or one without pictures.
     """
+    name = str(root).partition("=")[0].partition(":")[0]
+    if name in DATASETS and name != str(root):
+        found = load(str(root))
+        is_video = DATASETS[name].video
+        steps = [-(-len(each.normal) // FRAMES) if is_video else 1 for each in found]
+        return [PictureCategory(c.name, c.normal[::step]) for c, step in zip(found, steps, strict=True)]
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"the data folder {display_name(root)} does not exist, or is not a folder")
-    found = []
-    for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        good = folder / "train" / "good"
-        found.append(FolderCategory(folder.name, good if good.is_dir() else folder))
-    if not found:
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
         raise InputError(
             f"{display_name(root)} holds no categories; expected one folder of normal pictures for each, or "
             "MVTec AD's layout, <category>/train/good"
         )
-    return found
+    good = [path / "train" / "good" for path in folders]
+    return [
+        PictureCategory(p.name, list_images(g if g.is_dir() else p))
+        for p, g in zip(folders, good, strict=True)
+    ]
 
 
 class Episode(NamedTuple):

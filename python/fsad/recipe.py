@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from fsad import networks
 from fsad.energy import AdaptiveEnergyModel
-from fsad.episodes import Category, Episodes, ProceduralCategory, folder_categories
+from fsad.episodes import Category, Episodes, ProceduralCategory, categories_of
 from fsad.episodic import EpisodeLoss
 from fsad.errors import InputError
 from fsad.langevin import LangevinSampler
@@ -31,7 +31,7 @@ class Recipe:
     """All that decides which weights come out; JSON-able by ``asdict``.
 
     Args:
-        data: folders of categories, see ``folder_categories``.
+        data: folders of categories, or data sets, see ``categories_of``.
         procedural: so many tasks of ``fsad.procedural`` beside them.
         leave_out: names of categories that are not trained on.
         method: ``"episodic"`` (Algorithm 1), or ``"maml-ae"``, the paper's baseline.
@@ -94,7 +94,7 @@ class Recipe:
         return EpisodeLoss(model, sampler, **weights)
 
     def episodes(self) -> Episodes:
-        every = [category for root in self.data for category in folder_categories(root)]
+        every = [category for root in self.data for category in categories_of(root)]
         unknown = set(self.leave_out) - {category.name for category in every}
         if unknown:
             raise InputError(f"no category is named {', '.join(sorted(unknown))}, so it cannot be left out")
@@ -104,7 +104,7 @@ class Recipe:
 
     def held_out_episodes(self) -> Episodes:
         """Of the categories left out, or of procedural tasks if none is."""
-        every = [category for root in self.data for category in folder_categories(root)]
+        every = [category for root in self.data for category in categories_of(root)]
         held_out: list[Category] = [category for category in every if category.name in self.leave_out]
         fresh = [ProceduralCategory(HELD_OUT + i) for i in range(100)]
         return self._episodes(held_out or fresh, self.seed + 1)

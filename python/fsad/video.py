@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,8 @@ from fsad.errors import FsadError, InputError
 from fsad.images import ImageLike, display_name, list_images, load_image
 
 Frames = Sequence[ImageLike]
+TEMPORAL = ("single", "stack", "difference")
+GAP = 2  # from a frame to the one before that motion is told by
 
 
 class Video(NamedTuple):
@@ -29,17 +30,44 @@ class Video(NamedTuple):
 
 @dataclass
 class VideoCategory:
-    """One camera: the frames of all its training videos, to adapt to, and videos to test on."""
+    """One camera: its training videos, to adapt to their frames, and videos to test on."""
 
     name: str
-    normal: Frames
+    normal: list[Frames]
     test: list[Video]
+
+
+class Frame(NamedTuple):
+    """A frame as a picture, decoded when it is asked for.
+
+    ``temporal`` is what the picture shows: ``"single"``, the frame; ``"stack"``, the grey of it and of two
+    frames before as red, green and blue; ``"difference"``, its change since a frame before, around 0.5.
+    """
+
+    frames: Frames
+    number: int
+    temporal: str = "single"
+
+    @property
+    def file(self) -> Any:
+        """Where it lies: the film, or the frame's own file."""
+        return self.frames.path if isinstance(self.frames, FilmFrames) else self.frames[self.number]
+
+    def picture(self) -> ImageLike:
+        if self.temporal == "single":
+            return self.frames[self.number]
+        numbers = (max(0, self.number - back * GAP) for back in (2, 1, 0))  # a film is read forwards
+        earlier, before, now = (load_image(self.frames[number]) for number in numbers)
+        if self.temporal == "stack":
+            return np.stack([each.mean(2) for each in (now, before, earlier)], 2)
+        return 0.5 + (now - before) / 2
 
 
 class FilmFrames(Sequence[Any]):
     """The frames of an .avi file, uint8 (H, W, 3).
 
-    A frame is reached by decoding all before it, which is exact in every file; to see all, iterate.
+    A frame is reached by decoding all before it, which is exact in every file; what was decoded last is kept
+    and gone on from, so that to ask for one after the other is cheap.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,6 +75,14 @@ class FilmFrames(Sequence[Any]):
         with _opened(path) as film:  # not every header says how many frames there are
             stream = film.streams.video[0]
             self._count = stream.frames or sum(1 for packet in film.demux(stream) if packet.size)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._recent: dict[int, np.ndarray] = {}
+        self._rest, self._next = iter(self), 0  # nothing is opened before it is asked for a frame
+
+    def __reduce__(self) -> tuple[Any, ...]:  # processes that prepare episodes open films of their own
+        return FilmFrames, (self.path,)
 
     def __len__(self) -> int:
         return self._count
@@ -61,27 +97,18 @@ class FilmFrames(Sequence[Any]):
                 yield frame.to_ndarray(format="rgb24")
 
     def __getitem__(self, number: Any) -> Any:
-        return next(islice(self, range(len(self))[number], None))
-
-
-class JoinedFrames(Sequence[Any]):
-    """The frames of several videos, one after the other."""
-
-    def __init__(self, parts: Sequence[Frames]) -> None:
-        self._parts = parts
-
-    def __len__(self) -> int:
-        return sum(map(len, self._parts))
-
-    def __iter__(self) -> Iterator[Any]:
-        return chain.from_iterable(self._parts)
-
-    def __getitem__(self, number: Any) -> Any:
-        for part in self._parts:
-            if 0 <= number < len(part):
-                return part[number]
-            number -= len(part)
-        raise IndexError(f"the videos have {len(self)} frames, from 0")
+        number = range(len(self))[number]
+        if number < self._next and number not in self._recent:
+            self._forget()
+        try:
+            while number not in self._recent:
+                self._recent[self._next] = next(self._rest)
+                self._recent.pop(self._next - 2 * GAP - 1, None)
+                self._next += 1
+        except BaseException:
+            self._forget()
+            raise
+        return self._recent[number]
 
 
 def entries(folder: Path) -> list[Path]:
@@ -105,7 +132,7 @@ def ucsd(root: Path, name: str) -> list[VideoCategory]:
         masks = {clip: clips.get(f"{clip}_gt", []) for clip in names}
         truth = {clip: np.array([load_image(mask).any() for mask in masks[clip]]) for clip in names}
     videos = [_video(test / clip, clips[clip], truth[clip]) for clip in names]
-    return [VideoCategory(name, _joined(root / name / "Train"), videos)]
+    return [VideoCategory(name, list(_clips(root / name / "Train").values()), videos)]
 
 
 def avenue(root: Path) -> list[VideoCategory]:
@@ -114,28 +141,35 @@ def avenue(root: Path) -> list[VideoCategory]:
     for clip, frames in _clips(root / "testing_videos").items():
         masks = _array(truth / f"{clip.lstrip('0')}_label.mat").ravel()
         videos.append(_video(root / "testing_videos" / clip, frames, np.array([m.any() for m in masks])))
-    return [VideoCategory("avenue", _joined(root / "training_videos"), videos)]
+    return [VideoCategory("avenue", list(_clips(root / "training_videos").values()), videos)]
 
 
 def shanghaitech(root: Path) -> list[VideoCategory]:
-    """ShanghaiTech Campus: a category for each scene that has test videos (scene 13 has none)."""
+    """ShanghaiTech Campus: a category for each scene; scene 13 has no videos to test on."""
     training, testing = root / "training", root / "testing"
     training /= "frames" if (training / "frames").is_dir() else "videos"
-    scenes: dict[str, list[Video]] = {}
+    scenes: dict[str, VideoCategory] = {}
+    for clip, frames in _clips(training).items():
+        name = clip.split("_")[0]
+        scenes.setdefault(name, VideoCategory(name, [], [])).normal.append(frames)
     for clip, frames in _clips(testing / "frames").items():
+        name = clip.split("_")[0]
+        if name not in scenes:
+            raise InputError(
+                f"{display_name(training)} has no videos {name}_*.avi, nor folders of their frames"
+            )
         anomalous = _array(testing / "test_frame_mask" / f"{clip}.npy").ravel() != 0
-        video = _video(testing / "frames" / clip, frames, anomalous)
-        scenes.setdefault(clip.split("_")[0], []).append(video)
-    return [VideoCategory(name, _joined(training, f"{name}_"), videos) for name, videos in scenes.items()]
+        scenes[name].test.append(_video(testing / "frames" / clip, frames, anomalous))
+    return list(scenes.values())
 
 
-def _clips(folder: Path, prefix: str = "") -> dict[str, Frames]:
+def _clips(folder: Path) -> dict[str, Frames]:
     """The videos in a folder by name: folders of pictures, and .avi files without such a folder beside them.
 
     Frames may be called 000 ... 999, 1000: shorter names go first.
     """
     found: dict[str, Frames] = {}
-    for path in (path for path in entries(folder) if path.name.startswith(prefix)):
+    for path in entries(folder):
         if path.is_dir():
             frames = list_images(path)
             frames.sort(key=lambda frame: (len(frame.name), frame.name))
@@ -143,12 +177,8 @@ def _clips(folder: Path, prefix: str = "") -> dict[str, Frames]:
         elif path.suffix.lower() == ".avi" and path.stem not in found:  # folders go first
             found[path.stem] = FilmFrames(path)
     if not found:
-        raise InputError(f"{display_name(folder)} has no videos {prefix}*.avi, nor folders of their frames")
+        raise InputError(f"{display_name(folder)} has no videos *.avi, nor folders of their frames")
     return found
-
-
-def _joined(folder: Path, prefix: str = "") -> JoinedFrames:
-    return JoinedFrames(list(_clips(folder, prefix).values()))
 
 
 def _video(path: Path, frames: Frames, anomalous: np.ndarray) -> Video:
