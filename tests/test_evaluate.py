@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,17 +14,23 @@ import torch
 from command import fsad
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
 
 from fsad.backbones import load_backbone
 from fsad.baselines import NearestNeighbour
-from fsad.datasets import Category, Picture
+from fsad.cli import app
+from fsad.datasets import Category, Picture, _frames, load
 from fsad.errors import InputError
-from fsad.evaluate import Protocol, drawn, run_evaluation
+from fsad.evaluate import EXAMPLE_SIZE, Protocol, drawn, examples, run_evaluation
 from fsad.evaluation_tables import table
 from fsad.frames import score_maps
+from fsad.images import resize
 from fsad.maml import Autoencoder
+from fsad.metrics import frame_auc
 from fsad.networks import SmallResNet, save_network
 from fsad.procedural import ProceduralTask
+from fsad.trained_autoencoder import TrainedAutoencoder
+from fsad.video import Video, VideoCategory
 
 SIZE = 32
 
@@ -32,6 +41,16 @@ def make_category(seed=0, masks=True):
     test = [Picture(product.normal(number).image, False, None) for number in range(10, 14)]
     test += [Picture(part.image, True, part.mask if masks else None) for part in bad]
     return Category(product.name, [product.normal(number).image for number in range(6)], test)
+
+
+def write_category(root, category):
+    """As folders, without masks."""
+    pictures = [("train/good", picture) for picture in category.normal]
+    pictures += [("test/bad" if p.anomalous else "test/good", p.source) for p in category.test]
+    for number, (kind, picture) in enumerate(pictures):
+        path = root / category.name / kind / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
 
 
 def protocol(**changes):
@@ -57,6 +76,103 @@ def test_a_score_is_what_the_method_gives(tmp_path):
     masks = np.stack([np.zeros((SIZE, SIZE)) if p.mask is None else p.mask for p in category.test])
     expected = roc_auc_score(masks.ravel(), maps.numpy().ravel())
     assert results[1]["metrics"]["pixel AUROC"] == pytest.approx(expected, abs=1e-6)
+    chosen = [category.normal[i] for i in drawn(category, 3, 0)]
+    method = NearestNeighbour().fit(features(chosen))
+    maps, _ = score_maps(
+        method.score_map(features([category.test[i].source for i in examples(category)])), SIZE
+    )
+    shown = np.concatenate([resize(each.numpy()[:, :, None], EXAMPLE_SIZE)[:, :, 0] for each in maps])
+    stored = np.asarray(Image.open(tmp_path / "runs" / f"{results[0]['file']}.png"))
+    expected = 255 * (shown - shown.min()) / (shown.max() - shown.min())
+    np.testing.assert_allclose(stored, expected, atol=0.51)
+
+
+def test_frames_of_videos(tmp_path):
+    """The frame metrics are those of the scores, cut into videos; a film's frames are seen as pictures."""
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 255, (SIZE, SIZE, 3)).astype(np.uint8) // (1 + i % 5) for i in range(14)]
+    bad = np.isin(np.arange(10), (3, 4, 8))
+    videos = [Video("a", frames[4:10], bad[:6]), Video("b", frames[10:], bad[6:])]
+    category = _frames(VideoCategory("gate", [frames[:2], frames[2:4]], videos), "difference")
+    (result,) = run_evaluation([category], protocol(methods=("ridge",), draws=1), tmp_path)
+    scores = np.array(result["scores"])
+    parts = [(bad[:6], scores[:6]), (bad[6:], scores[6:])]
+    assert result["metrics"]["frame AUC"] == frame_auc(parts, False) == result["metrics"]["image AUROC"]
+    assert result["metrics"]["frame AUC, normalised by video"] == frame_auc(parts, True)
+    differences = np.stack(
+        [0.5 + (frames[4 + i] / 255 - frames[4 + max(0, i - 2)] / 255) / 2 for i in range(6)]
+    )
+    stored = Category(
+        "gate", category.normal, [Picture(d.astype(np.float32), False, None) for d in differences]
+    )
+    stored.test.append(Picture(frames[0], True, None))
+    (again,) = run_evaluation([stored], protocol(methods=("ridge",), draws=1), tmp_path / "again")
+    assert again["scores"][:6] == pytest.approx(scores[:6].tolist(), rel=1e-4)
+
+
+def test_flipped_and_turned_pictures_are_normal_too(tmp_path):
+    """Augmented, a method adapts to all eight forms: to a memory bank, a turned one is nothing new."""
+    category = make_category()
+    turned = Picture(np.rot90(category.normal[drawn(category, 3, 0)[0]]).copy(), False, None)
+    category.test[0] = turned
+    chosen = {"methods": ("nearest-neighbour",), "draws": 1}
+    plain, augmented = (
+        run_evaluation([category], protocol(augment=each, **chosen), tmp_path)[0]["scores"]
+        for each in (False, True)
+    )
+    assert augmented[0] < 0.01 < 0.1 * plain[0]
+    assert all(a <= p + 1e-6 for a, p in zip(augmented, plain, strict=True))
+
+
+def test_autoencoders_see_all_normal_pictures_once(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        TrainedAutoencoder, "fit", lambda self, pictures: seen.append(pictures) or fit(self, pictures)
+    )
+    chosen = protocol(methods=("ridge", "ae-ssim"), shots=(2, 3))
+    results = run_evaluation([make_category()], chosen, tmp_path)
+    assert [(r["method"], r["shots"]) for r in results] == [("ridge", 2)] * 2 + [("ridge", 3)] * 2 + [
+        ("ae-ssim", 0)
+    ]
+    assert [len(pictures) for pictures in seen] == [6]
+    for shots in (2, 3):
+        assert "| ae-ssim | - |" in table(results, "AUPRO", shots)
+
+
+def fit(model, pictures, own=TrainedAutoencoder.fit):
+    model.updates = 1
+    return own(model, pictures)
+
+
+def test_weights_for_each_category(tmp_path):
+    """Leave one out: "{category}" in the name of the weights."""
+    categories = [make_category(), make_category(1)]
+    for seed, category in enumerate(categories):
+        path = tmp_path / category.name / "net.safetensors"
+        path.parent.mkdir()
+        save_network(path, SmallResNet(8, 8, seed), {"name": "small_resnet", "width": 8}, sparse_coding=None)
+    only_ridge = {"methods": ("ridge",), "draws": 1}
+    chosen = protocol(backbones=(f"{tmp_path}/{{category}}/net.safetensors",), **only_ridge)
+    for category, result in zip(categories, run_evaluation(categories, chosen, tmp_path), strict=True):
+        own = protocol(backbones=(f"{tmp_path}/{category.name}/net.safetensors",), **only_ridge)
+        assert run_evaluation([category], own, tmp_path)[0]["scores"] == result["scores"]
+
+
+def test_published_figures_stand_beside_ours_of_the_same_data():
+    def result(dataset, category):
+        given = {"dataset": dataset, "category": category, "method": "fsad", "network": "net", "shots": 10}
+        metrics = {"mIoU": 0.5, "frame AUC, normalised by video": 0.5}
+        return {**given, "draw": 0, "metrics": metrics}
+
+    paper = "| the paper's method, published | Wang et al., NeurIPS 2022, Table 1 |"
+    text = table([result("mvtec", "cable"), result("mvtec", "zipper")], "mIoU", 10)
+    assert f"{paper} 0.18 | 0.15 | 0.165 |" in text and "RegAD" not in text
+    assert "| AE (MSE), published | Wang et al., NeurIPS 2022, Table 1 | 0.05 | 0.13 | 0.09 |" in text
+    assert f"{paper} 0.18 | - | - |" in table([result("mvtec", "cable"), result("visa", "pcb1")], "mIoU", 10)
+    assert "published" not in table([result("folders", "cable")], "mIoU", 10)
+    scenes = [result("shanghaitech", "07"), result("shanghaitech", "08")]
+    text = table(scenes, "frame AUC, normalised by video", 10)
+    assert "| the paper's method, published | Wang et al., NeurIPS 2022, Table 2 | - | - | 0.8128 |" in text
 
 
 def test_draws_are_nested_and_differ():
@@ -66,25 +182,29 @@ def test_draws_are_nested_and_differ():
     assert len({tuple(drawn(category, 6, draw)) for draw in range(5)}) > 1
 
 
-def test_what_is_finished_is_not_computed_again(tmp_path):
+def test_a_killed_evaluation_goes_on_where_it_was(tmp_path):
+    """SIGKILL in the middle: what is finished stays as it is, and the results are those without a kill."""
     categories = [make_category(), make_category(1, masks=False)]
-    whole = run_evaluation(categories, protocol(), tmp_path / "whole")
-
-    class Killed(Exception):
-        pass
-
-    def kill(run):
-        done.append(run)
-        if len(done) == 5:
-            raise Killed
-
-    done = []
-    with pytest.raises(Killed):
-        run_evaluation(categories, protocol(), tmp_path / "parts", kill)
-    rest = []
-    assert run_evaluation(categories, protocol(), tmp_path / "parts", rest.append) == whole
-    assert len(done) + len(rest) == len(whole) == protocol().count(categories) == 16
-    assert not set(done) & set(rest)
+    for category in categories:
+        write_category(tmp_path / "data", category)
+    options = ("--backbone", "small_resnet", "--shots", 3, "--draws", 6, "--input-size", SIZE)
+    command = ("evaluate", f"folders={tmp_path / 'data'}", *options, "-o", tmp_path / "killed")
+    runs = tmp_path / "killed" / "runs"
+    process = subprocess.Popen([sys.executable, "-m", "fsad", *map(str, command)], stderr=subprocess.PIPE)
+    while len(list(runs.glob("*.json"))) < 5:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    before = {path: path.stat().st_mtime_ns for path in runs.glob("*.json")}
+    categories, judged = load("folders", tmp_path / "data"), []
+    found = run_evaluation(categories, protocol(draws=6), tmp_path / "killed", judged.append)
+    assert len(before) < len(found) == len(before) + len(judged) == 2 * 6 * 6
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    whole = run_evaluation(categories, protocol(draws=6), tmp_path / "whole")
+    for results in (found, whole):
+        assert all(min(result.pop("seconds").values()) > 0 for result in results)  # the only difference
+    assert found == whole
 
 
 def test_other_inputs_are_another_run(tmp_path):
@@ -127,7 +247,8 @@ def test_maml_ae_is_compared_on_pictures(tmp_path):
 
 def test_tables_show_mean_and_spread_over_draws():
     def result(category, draw, value):
-        given = {"category": category, "method": "fsad", "network": "a/net.safetensors", "shots": 10}
+        given = {"dataset": "folders", "category": category, "shots": 10}
+        given |= {"method": "fsad", "network": "a/net.safetensors"}
         return {**given, "draw": draw, "metrics": {"image AUROC": value}}
 
     results = [result("bolt", 0, 0.8), result("bolt", 1, 0.9), result("nut", 0, 0.6), result("nut", 1, 0.7)]
@@ -146,23 +267,19 @@ def test_wrong_protocols_are_named(tmp_path):
 
 
 def test_the_command(tmp_path):
-    root = tmp_path / "data" / "bolt"
-    product = ProceduralTask(2, SIZE)
-    for name, make, numbers in (
-        ("train/good", product.normal, range(4)),
-        ("test/good", product.normal, range(4, 7)),
-        ("test/bad", product.defective, range(7, 10)),
-    ):
-        (root / name).mkdir(parents=True)
-        for number in numbers:
-            Image.fromarray(make(number).image).save(root / name / f"{number}.png")
+    category = make_category(2)
+    write_category(tmp_path / "data", category)
     options = ("--backbone", "small_resnet", "--shots", 2, "--draws", 2, "--input-size", SIZE)
-    done = fsad("evaluate", f"folders={root.parent}", *options, "-o", tmp_path / "out")
+    done = fsad("evaluate", f"folders={tmp_path / 'data'}", *options, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "### image AUROC, 2 shots" in done.stdout and "| ridge | small_resnet |" in done.stdout
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
-    assert len(rows) == 8 == len(json.loads((tmp_path / "out" / "results.json").read_text()))
-    assert "mvtec: " in fsad("evaluate", "--list").stdout
-    wrong = fsad("evaluate", "folders=/nowhere")
-    assert wrong.returncode == 1 and "/nowhere" in wrong.stderr
-    assert fsad("evaluate").returncode == 2
+    assert len(rows) == 12 == len(json.loads((tmp_path / "out" / "results.json").read_text()))
+    for name, least in ((f"{category.name}-2", 300), (f"{category.name}-2-maps", 100)):
+        with Image.open(tmp_path / "out" / "plots" / f"{name}.png") as plot:
+            assert min(plot.size) > least
+    runner = CliRunner()
+    assert "mvtec: " in runner.invoke(app, ["evaluate", "--list"]).output
+    assert runner.invoke(app, ["evaluate"]).exit_code == 2
+    wrong = runner.invoke(app, ["evaluate", "folders=/nowhere"])
+    assert isinstance(wrong.exception, InputError) and "/nowhere" in str(wrong.exception)

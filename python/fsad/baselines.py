@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fsad import coreset
 from fsad.backbones import Backbone
+from fsad.energy import AdaptiveEnergyModel
 from fsad.errors import InputError, NotAdaptedError
 from fsad.maml import Autoencoder, MamlLoss
 from fsad.sparse_coding import DEFAULT_SETTINGS, SparseCodingLayer
+from fsad.trained_autoencoder import TrainedAutoencoder
 from fsad.whitening import second_moment, unit_length, whitening_matrix
 
 
@@ -121,6 +123,26 @@ class Ridge(_Baseline):
         return (unit @ self._fitted.mT).square().mean(-1)
 
 
+class Subspace(_Baseline):
+    """Mean squared part of a vector outside the span of the normal vectors' first principal directions.
+
+    They hold ``share`` of the normal vectors' second moment.
+    """
+
+    def __init__(self, share: float = 0.95) -> None:
+        self.share = share
+
+    def fit(self, features: Tensor) -> Subspace:
+        _, moment = _support_moment(features)
+        energies, directions = torch.linalg.eigh(moment)  # the smallest first
+        outside = directions[:, energies.cumsum(0) <= (1 - self.share) * energies.sum()]
+        self._fitted = outside @ outside.mT
+        return self
+
+    def _score(self, unit: Tensor) -> Tensor:
+        return (unit @ self._fitted).square().mean(-1)
+
+
 class SparseCoding:
     """fsad's own: the energy map of a ``SparseCodingLayer``."""
 
@@ -133,6 +155,20 @@ class SparseCoding:
 
     def score_map(self, features: Tensor) -> Tensor:
         return self.layer(features).energy
+
+
+class GradientMap:
+    """fsad as the paper localises: the norm of the energy's gradient at each pixel (section 3.1)."""
+
+    def __init__(self, network: Backbone, layer: SparseCodingLayer) -> None:
+        self._model = AdaptiveEnergyModel(network, layer)
+
+    def fit(self, pictures: Tensor) -> GradientMap:
+        self._model.adapt(pictures)
+        return self
+
+    def score_map(self, pictures: Tensor) -> Tensor:
+        return self._model.anomaly_map(pictures)
 
 
 class MamlAutoencoder:
@@ -156,18 +192,24 @@ class MamlAutoencoder:
 class Kind(NamedTuple):
     """How to make a method for a network, and what it sees."""
 
-    make: Callable[[Backbone], Method]
-    on_features: bool = True
+    make: Callable[[Any], Method]
+    # "all pictures": of its own, without a network, and not K normal pictures but all.
+    sees: Literal["features", "pictures", "all pictures"] = "features"
 
 
-def _sparse_coding(network: Backbone) -> SparseCoding:
-    return SparseCoding(SparseCodingLayer(**(network.sparse_coding or DEFAULT_SETTINGS)))
+def _layer(network: Backbone) -> SparseCodingLayer:
+    return SparseCodingLayer(**(network.sparse_coding or DEFAULT_SETTINGS))
 
 
 METHODS: dict[str, Kind] = {
-    "fsad": Kind(_sparse_coding),
+    "fsad": Kind(lambda network: SparseCoding(_layer(network))),
+    "fsad-gradient": Kind(lambda network: GradientMap(network, _layer(network)), "pictures"),
     "nearest-neighbour": Kind(lambda _: NearestNeighbour()),
+    "nearest-neighbour-coreset": Kind(lambda _: NearestNeighbour(max_atoms=1024)),
     "mahalanobis": Kind(lambda _: Mahalanobis()),
     "ridge": Kind(lambda _: Ridge()),
-    "maml-ae": Kind(MamlAutoencoder, on_features=False),
+    "subspace": Kind(lambda _: Subspace()),
+    "maml-ae": Kind(MamlAutoencoder, "pictures"),
+    "ae-mse": Kind(lambda _: TrainedAutoencoder(structural=False), "all pictures"),
+    "ae-ssim": Kind(lambda _: TrainedAutoencoder(structural=True), "all pictures"),
 }

@@ -237,7 +237,9 @@ def evaluate(
     """
     from .datasets import DATASETS, load
     from .evaluate import Protocol, Run, run_evaluation
+    from .evaluation_plots import write_plots
     from .evaluation_tables import write_tables
+    from .figures import need_matplotlib
 
     if list_:
         for each in DATASETS.values():
@@ -247,10 +249,8 @@ def evaluate(
         return
     if not datasets:
         raise typer.BadParameter("name one data set or more, or ask for the --list")
-    categories = []
-    for text in datasets:
-        name, _, root = text.partition("=")
-        categories += load(name, Path(root) if root else None)
+    need_matplotlib()
+    categories = [category for given in datasets for category in load(given) if category.test]
     protocol = Protocol(
         backbones=backbone or ["efficientnet_lite0"],
         maml=maml_ae,
@@ -259,7 +259,7 @@ def evaluate(
         size=input_size,
         device=_available(device),
     )
-    with _progress("evaluating", protocol.count(categories)) as advance:
+    with _progress("evaluating", len(categories) * len(protocol.runs)) as advance:
 
         def show(run: Run) -> None:
             advance()
@@ -268,7 +268,8 @@ def evaluate(
 
         results = run_evaluation(categories, protocol, output, show)
     out.print(write_tables(results, output), soft_wrap=True)
-    err.print(f"Written to {_shown(output)}: results.md, results.csv, results.json.")
+    write_plots(categories, results, output)
+    err.print(f"Written to {_shown(output)}: results.md, results.csv, results.json, plots.")
 
 
 @app.command()

@@ -8,28 +8,37 @@ is missing.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, product
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fsad.backbones import Backbone, load_backbone
-from fsad.baselines import METHODS, Method
-from fsad.datasets import Category, read_mask
+from fsad.baselines import METHODS
+from fsad.datasets import Category, fingerprint, read_mask, read_picture
+from fsad.energy import augmented
 from fsad.errors import InputError
 from fsad.frames import score_maps
-from fsad.images import load_image, resize
-from fsad.metrics import PixelMetrics, image_metrics
+from fsad.images import resize
+from fsad.metrics import PixelMetrics, frame_auc, image_metrics
 from fsad.model_file import replace_file
 
 BATCH = 8
+DEFAULT_METHODS = tuple(name for name, kind in METHODS.items() if kind.sees == "features")
+NONE, ALL = "-", 0  # the network and the shots of a method without a network, on all normal pictures
+STORED = 2  # the version of what a run's file holds
+EXAMPLES, EXAMPLE_SIZE = 6, 128  # maps to look at, and their side; of the first draw
 
 
 @dataclass(frozen=True)
@@ -38,23 +47,25 @@ class Protocol:
 
     Args:
         methods: names of ``fsad.baselines.METHODS``.
-        backbones: names that ``load_backbone`` knows; methods on features run on each.
+        backbones: names that ``load_backbone`` knows; "{category}" in one becomes the category's name.
         maml: the weights of MAML-AE, which then is compared too.
         shots: numbers K of normal pictures.
         draws: of K normal pictures each; those of a smaller K are the first of a larger.
         size: pictures are resized to this square.
+        augment: flipped and turned, the normal pictures are normal too, as in the paper.
     """
 
-    methods: Sequence[str] = ("fsad", "nearest-neighbour", "mahalanobis", "ridge")
+    methods: Sequence[str] = DEFAULT_METHODS
     backbones: Sequence[str] = ("efficientnet_lite0",)
     maml: str | None = None
     shots: Sequence[int] = (10,)
     draws: int = 5
     size: int = 256
+    augment: bool = False
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        known = [name for name, kind in METHODS.items() if kind.on_features]
+        known = [name for name in METHODS if name != "maml-ae"]  # which has weights of its own
         unknown = sorted(set(self.methods) - set(known))
         if unknown or not self.methods:
             raise InputError(f"unknown methods {unknown}; expected some of {', '.join(known)}")
@@ -62,14 +73,13 @@ class Protocol:
             raise InputError(f"expected shots and draws of 1 or more and a size of 16 or more, got {self}")
 
     @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """Method and network of each row of a table."""
-        pairs = [(method, network) for network in self.backbones for method in self.methods]
-        return pairs if self.maml is None else [*pairs, ("maml-ae", self.maml)]
-
-    def count(self, categories: Sequence[Category]) -> int:
-        """Of runs."""
-        return len(categories) * len(self.pairs) * len(self.shots) * self.draws
+    def runs(self) -> list[tuple[str, str, int, int]]:
+        """Method, network, shots and draw of each; what sees all normal pictures runs once."""
+        once = [method for method in self.methods if METHODS[method].sees == "all pictures"]
+        others = [method for method in self.methods if method not in once]
+        pairs = [*product(others, self.backbones), *([("maml-ae", self.maml)] if self.maml else [])]
+        each = [(shots, draw) for shots in self.shots for draw in range(self.draws)]
+        return [(*pair, *at) for pair in pairs for at in each] + [(method, NONE, ALL, 0) for method in once]
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ class Run:
     @property
     def file(self) -> str:
         key = json.dumps(asdict(self), sort_keys=True)
-        return f"{self.category}-{self.method}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+        return f"{self.category}-{self.method}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 def run_evaluation(
@@ -109,43 +119,45 @@ def run_evaluation(
     if short:
         raise InputError(f"{max(protocol.shots)} shots are more than there are in {', '.join(short)}")
     (folder / "runs").mkdir(parents=True, exist_ok=True)
-    weights = {network: load_backbone(network).weights_hash for _, network in protocol.pairs}
     found = []
     for category in categories:
-        runs = list(_runs(category, protocol, weights))
-        missing = [run for run in runs if not (folder / "runs" / run.file).exists()]
-        if missing:
+        runs = list(_runs(category, protocol))
+        paths = {run: folder / "runs" / f"{run.file}.json" for run in runs}
+        if missing := [run for run in runs if not paths[run].exists()]:
             with tempfile.TemporaryDirectory() as scratch:
                 store = _Store(category, protocol, Path(scratch))
                 for run in missing:
-                    result = {**asdict(run), **_judge(run, category, store)}
-                    replace_file(folder / "runs" / run.file, json.dumps(result).encode())
+                    result, maps = _judge(run, category, store)
+                    if run.draw == 0:
+                        replace_file(paths[run].with_suffix(".png"), maps)
+                    stored = {**asdict(run), "file": run.file, **result}
+                    replace_file(paths[run], json.dumps(stored).encode())
                     progress(run)
-        found += [json.loads((folder / "runs" / run.file).read_bytes()) for run in runs]
+        found += [{"dataset": category.dataset, **json.loads(path.read_bytes())} for path in paths.values()]
     return found
 
 
-def _runs(category: Category, protocol: Protocol, weights: dict[str, str]) -> Iterator[Run]:
-    pictures = _digest(category)
-    for method, network in protocol.pairs:
-        inputs = hashlib.sha256(f"{pictures} {protocol.size} {weights[network]}".encode()).hexdigest()
-        for shots in protocol.shots:
-            for draw in range(protocol.draws):
-                yield Run(category.name, method, network, shots, draw, inputs)
+def _runs(category: Category, protocol: Protocol) -> Iterator[Run]:
+    pictures, weights = _digest(category), {NONE: ""}
+    for method, network, shots, draw in protocol.runs:
+        if network not in weights:
+            weights[network] = _load(network, category).weights_hash
+        known = f"{STORED} {pictures} {protocol.size} {protocol.augment} {weights[network]}"
+        inputs = hashlib.sha256(known.encode()).hexdigest()
+        yield Run(category.name, method, network, shots, draw, inputs)
+
+
+def _load(network: str, category: Category) -> Backbone:
+    return load_backbone(network.replace("{category}", category.name)).eval().requires_grad_(False)
 
 
 def _digest(category: Category) -> str:
-    """Of which pictures there are and what is known of them: of files, path, size and time of change."""
-    digest = hashlib.sha256()
-    test = [value for picture in category.test for value in picture]
-    for value in [*category.normal, len(category.normal), *test]:
-        if isinstance(value, np.ndarray):
-            digest.update(f"{value.dtype} {value.shape}".encode() + value.tobytes())
-        elif isinstance(value, Path):
-            stat = value.stat()
-            digest.update(f"{value.resolve()} {stat.st_size} {stat.st_mtime_ns};".encode())
-        else:
-            digest.update(f"{value!r};".encode())
+    """Of which pictures there are and what is known of them."""
+    digest = hashlib.sha256(f"{len(category.normal)} {category.videos}".encode())
+    for source in category.normal:
+        digest.update(fingerprint(source))
+    for picture in category.test:
+        digest.update(fingerprint(picture.source) + fingerprint(picture.mask) + bytes([picture.anomalous]))
     return digest.hexdigest()
 
 
@@ -154,27 +166,61 @@ def drawn(category: Category, shots: int, draw: int) -> list[int]:
     return np.random.default_rng(draw).permutation(len(category.normal))[:shots].tolist()
 
 
+def examples(category: Category) -> list[int]:
+    """The numbers of the test pictures whose maps are kept: anomalous ones, evenly spread."""
+    anomalous = [i for i, picture in enumerate(category.test) if picture.anomalous]
+    return anomalous[:: -(-len(anomalous) // EXAMPLES) or 1]
+
+
 class _Store:
-    """What the methods see of a category, on disk: pictures, and features of each network."""
+    """What the methods see of a category, on disk: pictures, and features of each network.
+
+    First the normal pictures that some draw takes, then, from ``tests`` on, all test pictures.
+    """
 
     def __init__(self, category: Category, protocol: Protocol, scratch: Path) -> None:
-        self.protocol, self._scratch = protocol, scratch
-        sources = [*category.normal, *(picture.source for picture in category.test)]
-        self.pictures = self._array("pictures", (len(sources), 3, protocol.size, protocol.size))
-        for i, source in enumerate(sources):
-            self.pictures[i] = resize(load_image(source), protocol.size).transpose(2, 0, 1)
+        self.protocol, self._category, self._scratch = protocol, category, scratch
+        draws = (drawn(category, max(protocol.shots), draw) for draw in range(protocol.draws))
+        self._normal = sorted(set(chain.from_iterable(draws)))
+        self._forms = 8 if protocol.augment else 1
+        self.tests = len(self._normal) * self._forms  # where they begin
+        self.pictures = self._array("pictures", (self.tests + len(category.test), 3, *[protocol.size] * 2))
+        start = perf_counter()
+        for i, number in enumerate(self._normal):
+            one = self._read(category.normal[number])
+            self.pictures[i * self._forms :][: self._forms] = augmented(one) if protocol.augment else one
+        for i, each in enumerate(category.test, self.tests):
+            self.pictures[i] = self._read(each.source)[0]
+        # A picture, by network; NONE: to read it.
+        self.seconds = {NONE: (perf_counter() - start) / (len(self._normal) + len(category.test))}
         self._features: dict[str, np.ndarray] = {}
         self._networks: dict[str, Backbone] = {}
 
+    def inputs(self, run: Run) -> tuple[Tensor, np.ndarray]:
+        """What a method adapts to, on the device, and what it scores."""
+        sees, category = METHODS[run.method].sees, self._category
+        values = self.features(run.network) if sees == "features" else self.pictures
+        test = values[self.tests :]
+        if sees == "all pictures":
+            return torch.cat([self._read(source) for source in category.normal]), test
+        places = [self._normal.index(i) * self._forms for i in drawn(category, run.shots, run.draw)]
+        return torch.from_numpy(
+            values[[place + form for place in places for form in range(self._forms)]]
+        ), test
+
+    def _read(self, source: Any) -> Tensor:
+        picture = resize(read_picture(source), self.protocol.size)
+        return torch.from_numpy(picture).permute(2, 0, 1)[None]
+
     def network(self, name: str) -> Backbone:
         if name not in self._networks:
-            network = load_backbone(name).eval().requires_grad_(False)
-            self._networks[name] = network.to(self.protocol.device)
+            self._networks[name] = _load(name, self._category).to(self.protocol.device)
         return self._networks[name]
 
     def features(self, name: str) -> np.ndarray:
-        """Of all normal and then all test pictures: (…, c, h, w)."""
+        """Of all pictures: (…, c, h, w)."""
         if name not in self._features:
+            start = perf_counter()
             parts = (self.pictures[i : i + BATCH] for i in range(0, len(self.pictures), BATCH))
             for i, part in enumerate(parts):
                 with torch.no_grad():
@@ -183,32 +229,54 @@ class _Store:
                     shape = (len(self.pictures), *values.shape[1:])
                     self._features[name] = self._array(f"features{len(self._features)}", shape)
                 self._features[name][i * BATCH :][: len(values)] = values
+            self.seconds[name] = self.seconds[NONE] + (perf_counter() - start) / len(self.pictures)
         return self._features[name]
 
     def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.lib.format.open_memmap(self._scratch / f"{name}.npy", "w+", np.float32, shape)
 
 
-def _judge(run: Run, category: Category, store: _Store) -> dict[str, Any]:
-    kind, protocol = METHODS[run.method], store.protocol
-    method = kind.make(store.network(run.network))
-    inputs = store.features(run.network) if kind.on_features else store.pictures
-    method.fit(torch.from_numpy(inputs[drawn(category, run.shots, run.draw)]).to(protocol.device))
-    test = inputs[len(category.normal) :]
+def _judge(run: Run, category: Category, store: _Store) -> tuple[dict[str, Any], bytes]:
+    """What a run's file holds, and a PNG of the maps of ``examples``, one below the other."""
+    size, device = store.protocol.size, store.protocol.device
+    method = METHODS[run.method].make(None if run.network == NONE else store.network(run.network))
+    support, test = store.inputs(run)
+    start = perf_counter()
+    method.fit(support.to(device))
+    cost = store.seconds[run.network if METHODS[run.method].sees == "features" else NONE]
+    seconds = {"adapt": perf_counter() - start + len(support) * cost, "picture": cost}
+    shown = examples(category)
     scores: list[float] = []
-    pixels = PixelMetrics()
-    for start in range(0, len(test), BATCH):
-        maps, values = _pooled(method, test[start : start + BATCH], protocol)
+    kept, pixels = [], PixelMetrics()
+    for first in range(0, len(test), BATCH):
+        start = perf_counter()
+        with torch.no_grad():
+            energies = method.score_map(torch.from_numpy(test[first : first + BATCH]).to(device))
+            maps, values = score_maps(energies.cpu(), size)
+        seconds["picture"] += (perf_counter() - start) / len(test)
         scores += values.tolist()
+        kept += [maps[i - first].numpy() for i in shown if first <= i < first + len(maps)]
         if category.has_masks:
-            for picture, anomaly_map in zip(category.test[start:], maps, strict=False):
-                pixels.add(anomaly_map.numpy(), read_mask(picture.mask, protocol.size))
+            for picture, anomaly_map in zip(category.test[first:], maps, strict=False):
+                pixels.add(anomaly_map.numpy(), read_mask(picture.mask, size))
     anomalous = np.array([picture.anomalous for picture in category.test])
-    metrics = image_metrics(anomalous, np.array(scores)) | (pixels.compute() if category.has_masks else {})
-    return {"metrics": metrics, "scores": scores, "anomalous": anomalous.tolist()}
+    found: dict[str, Any] = {"metrics": image_metrics(anomalous, np.array(scores)), "seconds": seconds}
+    if category.videos:
+        ends = np.cumsum(category.videos)[:-1]
+        videos = list(zip(np.split(anomalous, ends), np.split(np.array(scores), ends), strict=True))
+        found["metrics"]["frame AUC"] = frame_auc(videos, normalise=False)
+        found["metrics"]["frame AUC, normalised by video"] = frame_auc(videos, normalise=True)
+    if category.has_masks:
+        found["metrics"] |= pixels.compute()
+        found["PRO curve"] = pixels.pro_curve().tolist()
+    return found | {"scores": scores, "anomalous": anomalous.tolist()}, _png(kept)
 
 
-@torch.no_grad()
-def _pooled(method: Method, inputs: np.ndarray, protocol: Protocol) -> tuple[Tensor, Tensor]:
-    values = method.score_map(torch.from_numpy(inputs).to(protocol.device))
-    return score_maps(values.cpu(), protocol.size)
+def _png(maps: Sequence[np.ndarray]) -> bytes:
+    """Maps (h, w) as grey levels, from the smallest value of all to the largest."""
+    column = np.concatenate([resize(each[:, :, None], EXAMPLE_SIZE)[:, :, 0] for each in maps])
+    low, high = column.min(), column.max()
+    grey = (255 * (column - low) / max(high - low, np.finfo(np.float32).tiny)).round().astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, "PNG")
+    return file.getvalue()

@@ -6,11 +6,13 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from fsad.evaluate import ALL
 from fsad.model_file import replace_file
 
 MEAN = "mean"
@@ -25,7 +27,7 @@ def write_tables(results: Sequence[dict[str, Any]], folder: Path) -> str:
     text = "\n\n".join(
         f"### {metric}, {shots} shots\n\n{table(results, metric, shots)}"
         for metric in _metrics(results)
-        for shots in sorted({result["shots"] for result in results})
+        for shots in numbers_of_shots(results)
     )
     replace_file(folder / "results.md", f"{text}\n".encode())
     replace_file(folder / "results.json", json.dumps(list(results), indent=1).encode())
@@ -33,11 +35,16 @@ def write_tables(results: Sequence[dict[str, Any]], folder: Path) -> str:
     return text
 
 
+def numbers_of_shots(results: Sequence[dict[str, Any]]) -> list[int]:
+    """In order; what saw all normal pictures belongs to each of them."""
+    return sorted({result["shots"] for result in results} - {ALL}) or [ALL]
+
+
 def table(results: Sequence[dict[str, Any]], metric: str, shots: int) -> str:
     """One Markdown table; categories without the metric show "-"."""
     values: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for result in results:
-        if result["shots"] == shots and metric in result["metrics"]:
+        if result["shots"] in (shots, ALL) and metric in result["metrics"]:
             row = values[result["method"], result["network"]]
             row[result["category"]][result["draw"]] = result["metrics"][metric]
     categories = list(dict.fromkeys(result["category"] for result in results))
@@ -46,9 +53,23 @@ def table(results: Sequence[dict[str, Any]], metric: str, shots: int) -> str:
         "|---" * (len(categories) + 3) + "|",
     ]
     for (method, network), row in values.items():
-        cells = [_spread(list(row[name].values())) for name in categories]
-        lines.append(f"| {method} | {network} | {' | '.join(cells)} | {_spread(_means(row))} |")
-    return "\n".join(lines)
+        cells = [spread(list(row[name].values())) for name in categories]
+        lines.append(f"| {method} | {network} | {' | '.join(cells)} | {spread(_means(row))} |")
+    return "\n".join([*lines, *_published(results, metric, shots)])
+
+
+def _published(results: Sequence[dict[str, Any]], metric: str, shots: int) -> Iterator[str]:
+    """Rows of what others report of these data sets (published.json), with as many digits as they give."""
+    columns = list(dict.fromkeys(f"{result['dataset']}/{result['category']}" for result in results))
+    overall = "+".join({result["dataset"] for result in results}) + f"/{MEAN}"  # of one set alone
+    for part in json.loads(resources.files("fsad").joinpath("published.json").read_text(encoding="utf-8")):
+        for method, at, name, values in part["rows"]:
+            known = dict(zip(part["columns"], values, strict=True))
+            given = [known[column] for column in columns if column in known]
+            average = round(mean(given), 3) if len(given) == len(columns) else known.get(overall, "-")
+            cells = [*(known.get(column, "-") for column in columns), average]
+            if name == metric and at in (shots, ALL) and set(cells) != {"-"}:
+                yield f"| {method}, published | {part['source']} | {' | '.join(map(str, cells))} |"
 
 
 def _means(row: dict[str, dict[int, float]]) -> list[float]:
@@ -61,7 +82,8 @@ def _metrics(results: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for result in results for name in result["metrics"]))
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation."""
     if not values:
         return "-"
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
