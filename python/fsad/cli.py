@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -229,6 +230,10 @@ def evaluate(
     ] = None,
     draws: Annotated[int, _option("Draws of them (default: 5).", min=1)] = 5,
     input_size: Annotated[int, _option("Side to resize to (default: 256).", min=16)] = 256,
+    table: Annotated[
+        int | None, _option("A table of the paper: trains what it takes, too.", min=1, max=4)
+    ] = None,
+    updates: Annotated[int, _option("Of that training (default: 1000).", min=0)] = 1000,
     device: Device = "cpu",
 ) -> None:
     """Compare fsad with baselines on data sets of the field: K normal pictures, whole test sets.
@@ -250,7 +255,7 @@ def evaluate(
     if not datasets:
         raise typer.BadParameter("name one data set or more, or ask for the --list")
     need_matplotlib()
-    categories = [category for given in datasets for category in load(given) if category.test]
+    categories = [category for given in datasets for category in load(given)]
     protocol = Protocol(
         backbones=backbone or ["efficientnet_lite0"],
         maml=maml_ae,
@@ -259,14 +264,23 @@ def evaluate(
         size=input_size,
         device=_available(device),
     )
-    with _progress("evaluating", len(categories) * len(protocol.runs)) as advance:
+    protocols = [protocol]
+    if table is None:
+        categories = [category for category in categories if category.test]
+    else:
+        from .paper import prepare
+
+        categories, theirs = prepare(table, datasets, categories, output, updates, protocol, err.print)
+        protocols = [theirs, replace(protocol, shots=theirs.shots)]
+    runs = sum(len(categories) * len(each.runs) for each in protocols)
+    with _progress("evaluating", runs) as advance:
 
         def show(run: Run) -> None:
             advance()
             if not err.is_terminal:
                 err.print(f"{run.category}, {run.method}, {run.network}, {run.shots} shots, draw {run.draw}")
 
-        results = run_evaluation(categories, protocol, output, show)
+        results = [row for each in protocols for row in run_evaluation(categories, each, output, show)]
     out.print(write_tables(results, output), soft_wrap=True)
     write_plots(categories, results, output)
     err.print(f"Written to {_shown(output)}: results.md, results.csv, results.json, plots.")

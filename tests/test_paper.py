@@ -1,0 +1,116 @@
+"""The paper's tables end to end on look-alikes: who is trained on what, and what stands beside what."""
+
+from __future__ import annotations
+
+import lookalikes
+import numpy as np
+import pytest
+from PIL import Image
+
+from fsad.datasets import load
+from fsad.errors import InputError
+from fsad.evaluate import Protocol, run_evaluation
+from fsad.model_file import read_model
+from fsad.paper import TABLES, prepare
+from fsad.procedural import ProceduralTask
+
+SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch):
+    """What a training is judged by takes long, and does not matter here."""
+    monkeypatch.setattr("fsad.recipe.held_out_auroc", lambda loss, episodes: 0.5)
+
+
+@pytest.fixture(scope="module")
+def mvtec(tmp_path_factory):
+    """Three of MVTec AD's categories, of procedural products."""
+    root = tmp_path_factory.mktemp("mvtec")
+    for seed, name in enumerate(("hazelnut", "leather", "tile")):
+        product = ProceduralTask(seed, SIZE)
+        for kind, make, numbers in (
+            ("train/good", product.normal, range(14)),
+            ("test/good", product.normal, range(14, 16)),
+            ("test/bad", product.defective, range(2)),
+        ):
+            for number in numbers:
+                path, part = root / name / kind / f"{number:03}.png", make(number)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(part.image).save(path)
+                if kind == "test/bad":
+                    lookalikes.mask(
+                        root / name / "ground_truth" / "bad" / f"{number:03}_mask.png", 255, part.mask
+                    )
+    return f"mvtec={root}"
+
+
+def set_up(number, given, folder):
+    categories = [category for text in given for category in load(text)]
+    default = Protocol(size=SIZE, draws=1, shots=(3,))
+    return prepare(number, given, categories, folder, 0, default)
+
+
+def trained_on(protocol, category):
+    """Of each network, the names of the categories it was trained on, and how."""
+    weights = [*protocol.backbones, *([protocol.maml] if protocol.maml else [])]
+    saved = [read_model(each.replace("{category}", category.name))[1]["training"] for each in weights]
+    return [set(each["episodes"]["categories"]) for each in saved], saved
+
+
+def test_table_4(mvtec, tmp_path):
+    tested, protocol = set_up(4, [mvtec], tmp_path)
+    assert [category.name for category in tested] == ["hazelnut", "leather"]
+    names, saved = trained_on(protocol, tested[0])
+    assert names == [{"leather", "tile"}] * 2  # never seen
+    assert [each["sparse_coding"].get("shrinkage") for each in saved] == [None, "none"]
+    assert all(each["sparse_coding"]["receptive_field"] == 3 for each in saved)
+    protocol = Protocol(**{**vars(protocol), "shots": (3,)})
+    results = run_evaluation(tested, protocol, tmp_path)
+    assert {result["method"] for result in results} == {"fsad", "fsad-gradient"}
+    assert len(results) == 2 * 2 * 2 and all("mIoU" in result["metrics"] for result in results)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("network.safetensors")}
+    set_up(4, [mvtec], tmp_path)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("network.safetensors")}
+
+
+def test_tables_1_and_3(mvtec, tmp_path):
+    tested, protocol = set_up(1, [mvtec], tmp_path)
+    assert [category.name for category in tested] == ["hazelnut", "leather", "tile"]
+    names, saved = trained_on(protocol, tested[2])
+    assert names == [{"hazelnut", "leather"}] * 2
+    assert [each["method"] for each in saved] == ["episodic", "maml-ae"]
+    assert (protocol.shots, protocol.draws, protocol.augment) == ((10,), 1, True)
+    assert {"fsad", "ae-mse", "ae-ssim", "maml-ae"} <= {run[0] for run in protocol.runs}
+    tested, protocol = set_up(3, [mvtec], tmp_path)
+    fields = [each["sparse_coding"]["receptive_field"] for each in trained_on(protocol, tested[0])[1]]
+    assert [category.name for category in tested] == ["hazelnut", "leather"] and fields == [1, 3]
+    with pytest.raises(
+        InputError, match="table 3 needs leather, grid, hazelnut, cable, zipper; got procedural"
+    ):
+        set_up(3, ["procedural"], tmp_path)
+
+
+def write_video(path, frames):
+    rng = np.random.default_rng(len(path.name))
+    for frame in range(frames):
+        (path.with_suffix("")).mkdir(parents=True, exist_ok=True)
+        grey = rng.integers(0, 255, (SIZE, SIZE)).astype(np.uint8)
+        Image.fromarray(grey).save(path.with_suffix("") / f"{frame}.png")
+
+
+def test_table_2(tmp_path, monkeypatch):
+    monkeypatch.setattr("lookalikes.FRAMES", 16)
+    lookalikes.shanghaitech(tmp_path / "sh", write_video)
+    lookalikes.ucsd(tmp_path / "ucsd", "UCSDped2", table=False)
+    given = [f"shanghaitech={tmp_path / 'sh'}", f"ucsd-ped2={tmp_path / 'ucsd'}"]
+    tested, protocol = set_up(2, given, tmp_path)
+    assert [category.name for category in tested] == ["12", "UCSDped2"]  # 01 is trained on, 13 has no tests
+    assert trained_on(protocol, tested[0])[0] == [{"01"}] * 2
+    assert trained_on(protocol, tested[1])[0] == [{"01", "12", "13"}] * 2
+    assert protocol.shots == TABLES[2].shots == (1, 5, 10)
+    results = run_evaluation(tested, protocol, tmp_path)
+    assert len(results) == 2 * 2 * 3
+    assert all("frame AUC, normalised by video" in result["metrics"] for result in results)
+    with pytest.raises(InputError, match="table 2 needs shanghaitech=ROOT"):
+        set_up(2, given[1:], tmp_path)
