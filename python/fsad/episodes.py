@@ -70,7 +70,7 @@ def categories_of(root: str | os.PathLike) -> list[PictureCategory]:
     Raises InputError where there are none, or one without pictures.
     """
     name = str(root).partition("=")[0].partition(":")[0]
-    if name in DATASETS and name != str(root):
+    if name in DATASETS and not Path(root).is_dir():
         found = load(str(root))
         is_video = DATASETS[name].video
         steps = [-(-len(each.normal) // FRAMES) if is_video else 1 for each in found]

@@ -37,7 +37,7 @@ def write_plots(categories: Sequence[Category], results: Sequence[dict[str, Any]
             rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
             for result in own:
                 if result["shots"] in (shots, ALL):
-                    rows[f"{result['method']}, {result['network']}"].append(result)
+                    rows[f"{result['method']}\n{result['network']}"].append(result)
             path = folder / "plots" / f"{category.name}-{shots}.png"
             replace_file(path, png(_curves(rows)))
             maps = {name: Image.open(folder / "runs" / f"{r[0]['file']}.png") for name, r in rows.items()}
@@ -55,18 +55,26 @@ def _curves(rows: dict[str, list[dict[str, Any]]]) -> Figure:
     pro.set(title="PRO, pixels", xlabel="false-positive rate", ylabel="found of a component")
     for (name, runs), axes in zip(rows.items(), places, strict=False):
         rates = [roc_curve(run["anomalous"], run["scores"]) for run in runs]
-        roc.plot(RATES, np.mean([np.interp(RATES, false, true) for false, true, _ in rates], 0), label=name)
+        roc.plot(
+            RATES, np.mean([np.interp(RATES, false, true) for false, true, _ in rates], 0), label=_short(name)
+        )
         if "PRO curve" in runs[0]:
             curve = np.mean([run["PRO curve"] for run in runs], 0)
             pro.plot(np.linspace(0, MAX_FPR, len(curve)), curve)
         scores, anomalous = np.array(runs[0]["scores"]), np.array(runs[0]["anomalous"])
         axes.hist([scores[~anomalous], scores[anomalous]], 30, histtype="step", label=["normal", "anomalous"])
-        axes.set_title(name, fontsize=7)
+        axes.set_title(_short(name), fontsize=7)
     for axes in places[len(rows) :]:
         axes.set_axis_off()
     for axes in (roc, places[0]):
         axes.legend(fontsize=6)
     return figure
+
+
+def _short(name: str) -> str:
+    """The end of a long path is what tells networks apart."""
+    method, _, network = name.partition("\n")
+    return f"{method}\n{network.removesuffix('/{category}/network.safetensors')[-24:]}"
 
 
 def _maps(category: Category, maps: Mapping[str, Image.Image]) -> Figure:
@@ -81,7 +89,7 @@ def _maps(category: Category, maps: Mapping[str, Image.Image]) -> Figure:
     figure = Figure(figsize=(1.6 * len(shown) + 0.3, 1.6 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), len(shown), squeeze=False)
     for axes, (name, pictures) in zip(grid, rows.items(), strict=True):
-        axes[0].set_ylabel(name, fontsize=6)
+        axes[0].set_ylabel(_short(name), fontsize=6)
         for each, picture in zip(axes, pictures, strict=True):
             each.imshow(picture, cmap="gray" if name == "truth" else "inferno")
             each.set(xticks=[], yticks=[])

@@ -6,16 +6,17 @@ the whitening of features.
 
 from __future__ import annotations
 
-import json
-import shutil
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsad.datasets import Category
 from fsad.errors import InputError
 from fsad.evaluate import Protocol
+from fsad.model_file import replace_file
 from fsad.recipe import NETWORK, Recipe, run
 from fsad.trainer import CHECKPOINT, Schedule
 
@@ -25,7 +26,7 @@ L1, L3 = ({"sparse_coding": CODING | {"receptive_field": field}} for field in (1
 NOT_SPARSE = {"sparse_coding": L3["sparse_coding"] | {"shrinkage": "none"}}
 MAML = {"method": "maml-ae"}
 BOTH = ("fsad", "fsad-gradient")  # its energy, and its map of gradients
-SPLIT = "06"  # the last scene of ShanghaiTech that is trained on where scenes of it are tested on
+SCENES, SPLIT = "shanghaitech", "06"  # its scenes up to this one train networks for those after it
 
 
 class Table(NamedTuple):
@@ -62,34 +63,33 @@ def prepare(
     Raises:
         InputError: the data is not that of the table.
     """
-    table, scenes = TABLES[number], [text for text in given if text.startswith("shanghaitech")]
+    table, scenes = TABLES[number], [text for text in given if text.startswith(SCENES)]
+    later = [c.name for c in categories if c.dataset.startswith(SCENES) and c.name > SPLIT]
     if number == 2:
-        later = sorted(c.name for c in categories if c.dataset.startswith("shanghaitech") and c.name > SPLIT)
-        tested = [c for c in categories if c.name in later or not c.dataset.startswith("shanghaitech")]
+        tested = [c for c in categories if c.test and (c.name in later or not c.dataset.startswith(SCENES))]
     else:
-        tested = [c for c in categories if c.name in (table.categories or (c.name,))]
-    tested = [category for category in tested if category.test]
+        tested = [c for c in categories if c.test and c.name in (table.categories or (c.name,))]
     if not tested or (number == 2 and not scenes):
-        needed = "shanghaitech=ROOT, and sets to test on" if number == 2 else ", ".join(table.categories)
+        needed = f"{SCENES}=ROOT, and sets to test on" if number == 2 else ", ".join(table.categories)
         raise InputError(f"table {number} needs {needed or 'categories'}; got {', '.join(given)}")
-    base = folder / "trained" / f"{default.size}px-{updates}"
-    done: dict[str, Path] = {}
-    for category in tested:
-        for name, changes in table.networks.items():
-            path = base / name / category.name / NETWORK
-            out = [category.name] if number != 2 else later if category.name in later else []
-            data = given if number != 2 else scenes
-            recipe = Recipe(data=data, leave_out=out, size=default.size, **changes)
-            key = json.dumps(asdict(recipe))
-            if not path.exists() and key in done:  # the same for several
-                path.parent.mkdir(parents=True)
-                shutil.copy(done[key], path)
-            elif not path.exists():
-                progress(f"training {name} without {', '.join(out) or 'any of them'}")
-                resume = path.with_name(CHECKPOINT).exists()
-                run(recipe, Schedule(updates=updates), path.parent, resume=resume, device=default.device)
-            done[key] = path
+    digest = hashlib.sha256(f"{sorted(given)} {default.size} {updates}".encode()).hexdigest()
+    base, done = folder / "trained" / digest[:8], dict[str, Path]()
+    for name, category in product(table.networks, tested):
+        path = base / name / category.name / NETWORK
+        out = [category.name] if number != 2 else later if category.name in later else []
+        data = given if number != 2 else scenes
+        recipe = Recipe(data=data, leave_out=out, size=default.size, **table.networks[name])
+        same = done.setdefault(f"{name} {out}", path)
+        if path.exists():
+            continue
+        if same != path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, same.read_bytes())
+        else:
+            progress(f"training {name} without {', '.join(out) or 'any of them'}")
+            resume = path.with_name(CHECKPOINT).exists()
+            run(recipe, Schedule(updates=updates), path.parent, resume=resume, device=default.device)
     names = {name: str(base / name / "{category}" / NETWORK) for name in table.networks}
     maml = names.pop("maml-ae", None)
-    theirs = {"methods": table.methods, "shots": table.shots, "maml": maml, "augment": True}
-    return tested, Protocol(**(asdict(default) | theirs | {"backbones": list(names.values())}))
+    theirs: dict[str, Any] = {"methods": table.methods, "shots": table.shots, "maml": maml, "augment": True}
+    return tested, replace(default, backbones=list(names.values()), **theirs)
