@@ -22,7 +22,7 @@ from pictures import BACKBONE_OF, SHOTS, SIZE, default_backbone, default_layer, 
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from fsad import demo
+from fsad import datasets
 from fsad.frames import score_maps
 from fsad.images import list_images, load_image, resize
 
@@ -54,8 +54,9 @@ def main() -> None:
     chosen = parser.parse_args()
     categories = [category for folder in chosen.folders for category in read(folder)]
     if chosen.elpv:
-        task = demo._elpv()
-        categories.append(Category("solar cells", task.normal, task.test, task.anomalous.tolist()))
+        mono = datasets.load("elpv")[0]
+        test, anomalous = zip(*((picture.source, picture.anomalous) for picture in mono.test), strict=True)
+        categories.append(Category("solar cells", mono.normal, test, anomalous))
     backbone, sizes = default_backbone(), chosen.max_atoms.split(",")
     result = {
         "draws": chosen.draws,
@@ -93,7 +94,7 @@ def read(folder: Path) -> list[Category]:
 def auroc(
     backbone: Callable[[Tensor], Tensor], category: Category, sizes: Sequence[str], draws: int
 ) -> dict[str, list[float]]:
-    """Image AUROC, draw by draw, for each size; draws are those of ``fsad demo``."""
+    """Image AUROC, draw by draw, for each size."""
     normal, test = features(backbone, category.normal), features(backbone, category.test)
     values: dict[str, list[float]] = {size: [] for size in sizes}
     for draw in range(draws):

@@ -171,7 +171,7 @@ def test_roi_tiles_and_augmentation_reach_the_detector(parts, tmp_path):
         (("detect", "--images", "i", "-o", "o", "--model", "m", "--device", "tpu"), "'cpu', 'cuda', 'auto'"),
         (("adapt", "--normal", "n", "-o", "o", "--false-alarm", "7"), "less than or equal to 0.9999"),
         (("adapt", "--normal", "n", "-o", "o", "--add", "--augment"), "cannot change"),
-        (("demo", "--data", "mvtec"), "'auto', 'elpv', 'procedural'"),
+        (("demo", "--draws", "0"), "greater than or equal to 1"),
         (("paint",), "No such command"),
     ],
 )

@@ -292,14 +292,14 @@ def demo(
         Path, _option("Folder for the first draw's report (default: fsad-demo).", "--output", "-o")
     ] = Path("fsad-demo"),
     draws: Annotated[int, _option("Draws of ten normal pictures (default: 5).", min=1)] = 5,
-    data: Annotated[
-        Literal["auto", "elpv", "procedural"], _option("auto: elpv, if it is installed.")
-    ] = "auto",
 ) -> None:
-    """Compare fsad with three baselines on real solar cells, and write a report."""
+    """Compare fsad with three baselines on real solar cells, and write a report.
+
+    Needs the extra `demo`; without it there is `fsad evaluate procedural`.
+    """
     from .demo import run_demo
 
-    run_demo(output, draws, data, out, _progress)
+    run_demo(output, draws, out, _progress)
 
 
 @app.command()

@@ -12,8 +12,8 @@ import io
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import chain, product
 from pathlib import Path
 from time import perf_counter
@@ -47,12 +47,13 @@ class Protocol:
 
     Args:
         methods: names of ``fsad.baselines.METHODS``.
-        backbones: names that ``load_backbone`` knows; "{category}" in one becomes the category's name.
+        backbones: names that ``load_backbone`` knows; "{category}" in one becomes the category's.
         maml: the weights of MAML-AE, which then is compared too.
         shots: numbers K of normal pictures.
         draws: of K normal pictures each; those of a smaller K are the first of a larger.
         size: pictures are resized to this square.
         augment: flipped and turned, the normal pictures are normal too, as in the paper.
+        loaded: backbones at hand, by name, in place of what ``load_backbone`` finds.
     """
 
     methods: Sequence[str] = DEFAULT_METHODS
@@ -63,6 +64,7 @@ class Protocol:
     size: int = 256
     augment: bool = False
     device: str = "cpu"
+    loaded: Mapping[str, Backbone] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = [name for name in METHODS if name != "maml-ae"]  # which has weights of its own
@@ -141,14 +143,15 @@ def _runs(category: Category, protocol: Protocol) -> Iterator[Run]:
     pictures, weights = _digest(category), {NONE: ""}
     for method, network, shots, draw in protocol.runs:
         if network not in weights:
-            weights[network] = _load(network, category).weights_hash
+            weights[network] = _load(network, category, protocol).weights_hash
         known = f"{STORED} {pictures} {protocol.size} {protocol.augment} {weights[network]}"
         inputs = hashlib.sha256(known.encode()).hexdigest()
         yield Run(category.name, method, network, shots, draw, inputs)
 
 
-def _load(network: str, category: Category) -> Backbone:
-    return load_backbone(network.replace("{category}", category.name)).eval().requires_grad_(False)
+def _load(network: str, category: Category, protocol: Protocol) -> Backbone:
+    found = protocol.loaded.get(network) or load_backbone(network.replace("{category}", category.name))
+    return found.eval().requires_grad_(False)
 
 
 def _digest(category: Category) -> str:
@@ -214,7 +217,7 @@ class _Store:
 
     def network(self, name: str) -> Backbone:
         if name not in self._networks:
-            self._networks[name] = _load(name, self._category).to(self.protocol.device)
+            self._networks[name] = _load(name, self._category, self.protocol).to(self.protocol.device)
         return self._networks[name]
 
     def features(self, name: str) -> np.ndarray:
