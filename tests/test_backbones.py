@@ -120,6 +120,15 @@ def test_small_resnet_depends_on_its_seed_alone():
     assert first == second != load_backbone(SmallResNet(seed=1)).weights_hash
 
 
+def test_shipped_weights_load_by_name():
+    backbone = load_backbone("fsad-small")
+    assert backbone.name == "fsad-small" and backbone.sparse_coding["ridge"] == 1
+    assert backbone(torch.rand(1, 3, 64, 64)).shape == (1, 64, 16, 16)
+    assert backbone.weights_hash != load_backbone(SmallResNet(stride=4)).weights_hash
+    with pytest.raises(InputError, match="what fsad ships: fsad-small"):
+        load_backbone("fsad-large")
+
+
 def test_small_resnet_does_not_mix_images():
     model, images = SmallResNet(width=8).train(), torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(model(images)[:1], model(images[:1]))

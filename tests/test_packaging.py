@@ -195,8 +195,10 @@ def test_sdist_installs_into_an_empty_environment(sdist: Path, tmp_path: Path) -
     assert "-py3-none-linux_" in built.name
     with zipfile.ZipFile(built) as archive:
         names = set(archive.namelist())
-    modules = {f"fsad/{path.name}" for path in (ROOT / "python/fsad").iterdir() if path.is_file()}
-    assert modules | {"fsad_ext/libfsad.so"} <= names
+    package = ROOT / "python"
+    files = {str(path.relative_to(package)) for path in package.glob("fsad/**/*") if path.is_file()}
+    files = {name for name in files if "__pycache__" not in name}
+    assert "fsad/weights/fsad-small.safetensors" in files and files | {"fsad_ext/libfsad.so"} <= names
     assert not [name for name in names if not name.startswith(("fsad/", "fsad_ext/", "fsad-"))]
 
     result = run(*pip, "install", "--constraint", constraints, f"{built}[demo]", cwd=tmp_path)
