@@ -306,6 +306,32 @@ Tensor peak_atom(const Tensor& queries, const Tensor& atoms, const std::optional
   return peak;
 }
 
+// What computes a problem: an instruction set, or what cuda/tiling.h chooses. Of no iterations: peak_atom.
+std::string path(const Tensor& queries, const Tensor& atoms, const std::optional<Tensor>& atom_index,
+                 int64_t iterations, int64_t receptive_field, bool need_atoms) {
+  check_maps(queries, atoms, atom_index, receptive_field);
+#ifdef FSAD_HAS_CUDA
+  if (queries.is_cuda()) {
+    std::string name;
+    with_dtype(queries, [&](auto real) {
+      using Real = decltype(real);
+      if (iterations == 0) {
+        PeakAtom<Real> p;
+        set_maps<Real>(p, queries, atoms, atom_index, receptive_field);
+        name = cuda::peak_path(p, queries);
+      } else {
+        IstcProblem<Real> p;
+        set_maps<Real>(p, queries, atoms, atom_index, receptive_field);
+        p.iterations = static_cast<int>(iterations);
+        name = cuda::istc_path(p, need_atoms, queries);
+      }
+    });
+    return name;
+  }
+#endif
+  return cpu_isa();
+}
+
 std::string build_info() { return FSAD_BUILD_INFO; }
 
 std::string cpu_instruction_set() { return cpu_isa(); }
@@ -330,6 +356,9 @@ STABLE_TORCH_LIBRARY(fsad, m) {
       "Tensor? atom_index, Tensor step, float[] lambdas, float[] taus, int shrinkage, "
       "int receptive_field, bool allow_tf32, bool need_atoms) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("peak_atom(Tensor queries, Tensor atoms, Tensor? atom_index, int receptive_field) -> Tensor");
+  m.def(
+      "path(Tensor queries, Tensor atoms, Tensor? atom_index, int iterations, int receptive_field, "
+      "bool need_atoms) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fsad, CompositeExplicitAutograd, m) {
@@ -343,6 +372,7 @@ STABLE_TORCH_LIBRARY_IMPL(fsad, CompositeExplicitAutograd, m) {
     m.impl("istc_backward", TORCH_BOX(&fsad::istc_backward));               \
     m.impl("istc_double_backward", TORCH_BOX(&fsad::istc_double_backward)); \
     m.impl("peak_atom", TORCH_BOX(&fsad::peak_atom));                       \
+    m.impl("path", TORCH_BOX(&fsad::path));                                 \
   }
 
 FSAD_REGISTER(CPU)

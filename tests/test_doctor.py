@@ -30,7 +30,7 @@ def test_a_sound_installation():
 
 
 def test_what_a_gpu_cannot_do_is_said(monkeypatch, capsys):
-    monkeypatch.setitem(kernel_check.DTYPES, "old", functional.DTYPES)
+    monkeypatch.setitem(kernel_check.PRECISIONS, "old", kernel_check.PRECISIONS["cuda"])
     monkeypatch.setitem(kernel_check.SIZES, "old", ())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "An Old GPU")
@@ -42,15 +42,26 @@ def test_what_a_gpu_cannot_do_is_said(monkeypatch, capsys):
     assert f"Not checked: {left_out[0]}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("steps", "field", "path"),
-    [(3, 3, "fused fused plain"), (3, 5, "banded banded plain"), (5, 1, "banded plain plain")],
-)
-def test_paths_of_a_gpu(monkeypatch, steps, field, path):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    problem = kernel_check._Problem(kernel_check.LARGE, field, steps, "none")
-    dtypes = (torch.bfloat16, torch.float32, torch.float64)
-    assert " ".join(problem.path("cuda", dtype) for dtype in dtypes) == path
+def test_tf32_is_allowed_for_its_own_check_alone(monkeypatch):
+    """On a CPU, where it is of no effect, in the place of a GPU."""
+    allowed = []
+    usual = functional.sparse_code
+
+    def watched(*arguments, backend, **options):
+        allowed.append((functional._tf32_is_allowed(), backend))
+        return usual(*arguments, backend=backend, **options)
+
+    monkeypatch.setattr(functional, "sparse_code", watched)
+    monkeypatch.setitem(kernel_check.PRECISIONS, "cpu", ("float32", "tf32"))
+    problem = kernel_check._Problem(kernel_check.SMALL, 1, 3, "soft")
+    monkeypatch.setattr(kernel_check, "_problems", lambda _: [problem])
+    before = torch.backends.cuda.matmul.fp32_precision
+    checks, _ = kernel_check.check_kernels(["cpu"])
+    assert torch.backends.cuda.matmul.fp32_precision == before
+    assert allowed.count((True, "native")) == allowed.count((False, "native")) == 1
+    assert (True, "reference") not in allowed
+    bounds = {c["dtype"]: c["allowed"] for c in checks if c["kernel"] == "forward"}
+    assert 100 * bounds["float32"] < bounds["tf32"] < 0.02
 
 
 def test_tables_for_people():

@@ -28,9 +28,9 @@ const char* run_backward(const IstcBackward<Element>& p, Workspace& workspace, S
   using Real = typename Computing<Element>::type;
   const int steps = p.iterations;
   const Sets sets{steps};
-  Pass<Element> pass(p, 2 * steps + 1, nullptr, workspace, stream);
+  Pass<Element> pass(p, path_of(p, p.grad_atoms != nullptr), 2 * steps + 1, nullptr, workspace, stream);
   if (const char* error = pass.unsupported()) return error;
-  pass.set_iteration(p, p.grad_atoms != nullptr);
+  pass.set_iteration(p);
   load_sets(p, pass, stream);
   atom_gradient(p, pass, stream, [&](Real* rows) {
     if (pass.path() == Path::fused) {

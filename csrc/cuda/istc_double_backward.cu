@@ -48,9 +48,10 @@ const char* run_double_backward(const IstcDoubleBackward<Element>& p, Workspace&
   using Real = typename Computing<Element>::type;
   const int steps = p.iterations;
   const Sets sets{steps};
-  Pass<Element> pass(p, 4 * steps + 1, p.tangent_atoms, workspace, stream);
+  Pass<Element> pass(p, path_of(p, p.grad_atoms != nullptr), 4 * steps + 1, p.tangent_atoms, workspace,
+                     stream);
   if (const char* error = pass.unsupported()) return error;
-  pass.set_iteration(p, p.grad_atoms != nullptr);
+  pass.set_iteration(p);
   load_sets<Element>(p, pass, stream);
   PatchMap<const Element> tangent_map = p.query_map;
   tangent_map.data = p.tangent_queries;

@@ -9,9 +9,9 @@ template <class Element>
 const char* run_forward(const IstcForward<Element>& p, Workspace& workspace, Stream stream) {
   const int steps = p.iterations;
   const Sets sets{steps};
-  Pass<Element> pass(p, steps, nullptr, workspace, stream);
+  Pass<Element> pass(p, path_of(p, false), steps, nullptr, workspace, stream);
   if (const char* error = pass.unsupported()) return error;
-  pass.set_iteration(p, false);
+  pass.set_iteration(p);
   pack_rows<Element>({p.tasks, p.query_map, p.scale, nullptr, nullptr, pass.layout, pass.set(0)}, stream);
   const auto target = [&](int m) -> Target<Element> {
     if (m == steps) return {pass.set(0), nullptr, p.residual};
@@ -35,9 +35,18 @@ const char* run_forward(const IstcForward<Element>& p, Workspace& workspace, Str
   return launch_error();
 }
 
+template <class Element>
+const char* istc_path(const IstcProblem<Element>& p, bool need_atoms) {
+  return name_of(path_of(p, need_atoms));
+}
+
 template const char* run_forward(const IstcForward<float>&, Workspace&, Stream);
 template const char* run_forward(const IstcForward<double>&, Workspace&, Stream);
 template const char* run_forward(const IstcForward<Bfloat16>&, Workspace&, Stream);
 template const char* run_forward(const IstcForward<Float16>&, Workspace&, Stream);
+template const char* istc_path(const IstcProblem<float>&, bool);
+template const char* istc_path(const IstcProblem<double>&, bool);
+template const char* istc_path(const IstcProblem<Bfloat16>&, bool);
+template const char* istc_path(const IstcProblem<Float16>&, bool);
 
 }  // namespace fsad::cuda

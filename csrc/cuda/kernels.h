@@ -34,4 +34,11 @@ const char* run_double_backward(const IstcDoubleBackward<Element>&, Workspace&, 
 template <class Element>
 const char* run_peak_atom(const PeakAtom<Element>&, Workspace&, Stream);
 
+// How the current device would compute it: "fused", "banded" or "plain", see tiling.h. The forward and passes
+// without a gradient of the atoms do not `need_atoms`.
+template <class Element>
+const char* istc_path(const IstcProblem<Element>&, bool need_atoms);
+template <class Element>
+const char* peak_path(const PeakAtom<Element>&);
+
 }  // namespace fsad::cuda

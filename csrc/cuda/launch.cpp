@@ -17,6 +17,7 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using torch::stable::accelerator::DeviceGuard;
 
 // The device of a tensor made current, its stream, and the memory of one pass, which may go as soon as the
 // pass is enqueued: the allocator hands it on only to later work of the same stream.
@@ -40,7 +41,7 @@ class Session : public Workspace {
 
  private:
   const Tensor& like_;
-  torch::stable::accelerator::DeviceGuard guard_;
+  DeviceGuard guard_;
   Stream stream_;
   std::vector<Tensor> tensors_;
 };
@@ -75,11 +76,25 @@ void peak_atom(const PeakAtom<Element>& p, const Tensor& like) {
   enqueue(run_peak_atom<Element>, p, like);
 }
 
+template <class Element>
+std::string istc_path(const IstcProblem<Element>& p, bool need_atoms, const Tensor& like) {
+  const DeviceGuard guard(like.get_device_index());
+  return istc_path(p, need_atoms);
+}
+
+template <class Element>
+std::string peak_path(const PeakAtom<Element>& p, const Tensor& like) {
+  const DeviceGuard guard(like.get_device_index());
+  return peak_path(p);
+}
+
 #define FSAD_INSTANTIATE(Element)                                                        \
   template void istc_forward(const IstcForward<Element>&, const Tensor&);                \
   template void istc_backward(const IstcBackward<Element>&, const Tensor&);              \
   template void istc_double_backward(const IstcDoubleBackward<Element>&, const Tensor&); \
-  template void peak_atom(const PeakAtom<Element>&, const Tensor&);
+  template void peak_atom(const PeakAtom<Element>&, const Tensor&);                      \
+  template std::string istc_path(const IstcProblem<Element>&, bool, const Tensor&);      \
+  template std::string peak_path(const PeakAtom<Element>&, const Tensor&);
 
 FSAD_INSTANTIATE(float)
 FSAD_INSTANTIATE(double)

@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <string>
+
 #include "istc.h"
 
 namespace fsad::cuda {
@@ -17,5 +19,11 @@ template <class Element>
 void istc_double_backward(const IstcDoubleBackward<Element>&, const torch::stable::Tensor& like);
 template <class Element>
 void peak_atom(const PeakAtom<Element>&, const torch::stable::Tensor& like);
+
+// kernels.h's, on the device of `like`.
+template <class Element>
+std::string istc_path(const IstcProblem<Element>&, bool need_atoms, const torch::stable::Tensor& like);
+template <class Element>
+std::string peak_path(const PeakAtom<Element>&, const torch::stable::Tensor& like);
 
 }  // namespace fsad::cuda

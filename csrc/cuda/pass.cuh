@@ -15,6 +15,33 @@ struct Target {
   Element *rows, *compact;
 };
 
+inline bool has_tensor_cores() {
+  int device = 0, major = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  return major >= 8;
+}
+
+template <class Element>
+RowLayout layout_of(const PatchMap<const Element>& map) {
+  constexpr int kPerStep = kStepBytes / sizeof(Element);
+  const int field = map.receptive_field, channels = static_cast<int>(map.channels);
+  return {field * field, channels, (channels + kPerStep - 1) / kPerStep * kPerStep};
+}
+
+// Sums run over the width and the atoms, and over the queries for the atoms' gradient.
+template <class Element>
+Path path_of(const IstcProblem<Element>& p, bool sums_queries) {
+  const int64_t queries = sums_queries ? p.queries : p.atoms;
+  return choose_path<Element>(layout_of(p.query_map).width(), p.iterations,
+                              std::min({p.width, p.atoms, queries}), has_tensor_cores());
+}
+
+template <class Element>
+Path path_of(const PeakAtom<Element>& p) {
+  return choose_path<Element>(0, 1, p.width, has_tensor_cores());
+}
+
 template <class Element>
 class Pass {
  public:
@@ -22,19 +49,12 @@ class Pass {
 
   // For an IstcProblem or PeakAtom, with room for `sets` sets of rows.
   template <class Problem>
-  Pass(const Problem& p, int sets, const Element* tangent_atoms, Workspace& workspace, Stream stream)
-      : workspace_(workspace), stream_(stream), tasks_(p.tasks) {
-    int device = 0, major = 0;
+  Pass(const Problem& p, Path path, int sets, const Element* tangent_atoms, Workspace& workspace,
+       Stream stream)
+      : layout(layout_of(p.query_map)), workspace_(workspace), stream_(stream), tasks_(p.tasks), path_(path) {
+    int device = 0;
     cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     cudaDeviceGetAttribute(&processor_bytes_, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-    tensor_cores_ = major >= 8;
-    path_ = choose_path<Element>(0, 1, p.width, tensor_cores_);  // for the peak search
-
-    constexpr int kPerStep = kStepBytes / sizeof(Element);
-    const int field = p.query_map.receptive_field;
-    const int channels = static_cast<int>(p.query_map.channels);
-    layout = {field * field, channels, (channels + kPerStep - 1) / kPerStep * kPerStep};
     stream_pass_.queries = p.queries;
     stream_pass_.atoms = p.atoms;
     stream_pass_.width = layout.width();
@@ -47,16 +67,11 @@ class Pass {
     stream_pass_.maps.height = static_cast<int>(p.atom_map.height);
     stream_pass_.maps.width = static_cast<int>(p.atom_map.width);
     stream_pass_.maps.channels = layout.padded;
-    stream_pass_.maps.receptive_field = field;
+    stream_pass_.maps.receptive_field = p.atom_map.receptive_field;
     stream_pass_.band = {0, p.tasks, 0, p.queries};
   }
 
-  // Settles the path too. Sums run over the width and the atoms, and over the queries for the atoms'
-  // gradient.
-  void set_iteration(const IstcProblem<Element>& p, bool sums_queries) {
-    const int64_t queries = sums_queries ? p.queries : p.atoms;
-    path_ = choose_path<Element>(layout.width(), p.iterations, std::min({p.width, p.atoms, queries}),
-                                 tensor_cores_);
+  void set_iteration(const IstcProblem<Element>& p) {
     stream_pass_.step = p.step;
     allow_tf32_ = p.allow_tf32;
     auto& iteration = stream_pass_.iteration;
@@ -69,7 +84,7 @@ class Pass {
 
   // What is wrong with this device for this type; or null.
   const char* unsupported() const {
-    if (kHasPlainPath<Element> || tensor_cores_) return nullptr;
+    if (kHasPlainPath<Element> || has_tensor_cores()) return nullptr;
     return "bfloat16 and float16 need a GPU of compute capability 8.0 or newer: use float32";
   }
 
@@ -122,7 +137,7 @@ class Pass {
   template <Work work, class Rule>
   void launch(const Rule& rule);
 
-  RowLayout layout;
+  const RowLayout layout;
 
  private:
   // A map whose vectors are multiples of 32 bytes at addresses of whole units: the map itself, or a copy.
@@ -142,9 +157,8 @@ class Pass {
   Stream stream_;
   int64_t tasks_;
   int processor_bytes_ = 0;
-  bool tensor_cores_ = false;
   bool allow_tf32_ = false;
-  Path path_ = Path::plain;
+  Path path_;
   StreamPass<Element> stream_pass_{};
   Element* rows_;
   int64_t partial_size_ = 0;

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class Element>
 const char* run_peak_atom(const PeakAtom<Element>& p, Workspace& workspace, Stream stream) {
-  Pass<Element> pass(p, 1, nullptr, workspace, stream);
+  Pass<Element> pass(p, path_of(p), 1, nullptr, workspace, stream);
   if (const char* error = pass.unsupported()) return error;
   if (pass.count() == 0) return nullptr;
   pack_rows<Element>({p.tasks, p.query_map, nullptr, nullptr, nullptr, pass.layout, pass.set(0)}, stream);
@@ -73,9 +73,18 @@ const char* run_peak_atom(const PeakAtom<Element>& p, Workspace& workspace, Stre
   return launch_error();
 }
 
+template <class Element>
+const char* peak_path(const PeakAtom<Element>& p) {
+  return name_of(path_of(p));
+}
+
 template const char* run_peak_atom(const PeakAtom<float>&, Workspace&, Stream);
 template const char* run_peak_atom(const PeakAtom<double>&, Workspace&, Stream);
 template const char* run_peak_atom(const PeakAtom<Bfloat16>&, Workspace&, Stream);
 template const char* run_peak_atom(const PeakAtom<Float16>&, Workspace&, Stream);
+template const char* peak_path(const PeakAtom<float>&);
+template const char* peak_path(const PeakAtom<double>&);
+template const char* peak_path(const PeakAtom<Bfloat16>&);
+template const char* peak_path(const PeakAtom<Float16>&);
 
 }  // namespace fsad::cuda

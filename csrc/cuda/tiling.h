@@ -12,6 +12,10 @@ namespace fsad::cuda {
 // plain   The same without tensor cores: float64, GPUs before sm_80, and short sums of float32.
 enum class Path { fused, banded, plain };
 
+inline const char* name_of(Path path) {
+  return path == Path::fused ? "fused" : path == Path::banded ? "banded" : "plain";
+}
+
 // Recomputing costs N(N + 1)/2 + N products where keeping costs 2N and two passes of memory over the codes a
 // step. By the counts, recomputing is the faster up to 4 steps with 16 bits, and with float32 at d = 64 for
 // all passes together; with float32 at d = 152 and N = 3 keeping would be a quarter to two fifths faster.

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 CUDA = Path(__file__).parents[2] / "csrc" / "cuda"
-LOGIC = "b8c21c"
+LOGIC = "08753b"
 ROW_BYTES = 128  # of a chunk: kRowBytes
 ROWS = 64  # that a block owns: kRows
 WARPS = 4

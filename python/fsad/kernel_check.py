@@ -1,17 +1,17 @@
 """Every native kernel against the plain PyTorch reference in float64: errors, and times.
 
-One check a device, dtype, kernel and code path, over shrinkages, receptive fields and numbers of steps. The
-error is ‖result − truth‖ / ‖truth‖, the largest of all cases, where truth is computed from the inputs as the
-dtype stores them. Allowed is four times the error that plain PyTorch makes in the same dtype, and a few
-roundings; for float64, whose truth is no better than the result, the error in float32 scaled to its
-precision.
+One check a device, precision, kernel and code path, over shrinkages, receptive fields and numbers of steps.
+The error is ‖result − truth‖ / ‖truth‖, the largest of all cases, where truth is computed from the inputs as
+the dtype stores them. Allowed is four times the error that plain PyTorch makes in the same dtype, and a few
+roundings; for float64, whose truth is no better than the result, and for TF32, which torch uses as it likes,
+the error in float32 scaled to their precision.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -25,26 +25,27 @@ from fsad import functional
 SMALL = (7, (2, 6, 5), (3, 6, 5))
 LARGE = (16, (1, 32, 32), (4, 32, 32))  # many tiles of a GPU's kernels, and something to time
 
-DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": functional.DTYPES}
+EPS = {torch.finfo(dtype).dtype: torch.finfo(dtype).eps for dtype in functional.DTYPES} | {"tf32": 2.0**-10}
+PRECISIONS = {"cpu": ("float32", "float64"), "cuda": tuple(EPS)}
 SIZES = {"cpu": (SMALL,), "cuda": (SMALL, LARGE)}
 
 
 def check_kernels(devices: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """What was found: an entry for each device, dtype, kernel and path; and what was left out, and why."""
+    """What was found: an entry for each device, precision, kernel and path; what was left out, and why."""
     found: dict[tuple[str, ...], list[tuple[float, float, float]]] = {}
     left_out = []
     for device in devices:
-        dtypes = [dtype for dtype in DTYPES[device] if _is_supported(device, dtype)]
-        if len(dtypes) < len(DTYPES[device]):
+        precisions = [name for name in PRECISIONS[device] if _is_supported(device, name)]
+        if len(precisions) < len(PRECISIONS[device]):
             major, minor = torch.cuda.get_device_capability()
             left_out.append(
-                "bfloat16 and float16 on cuda: they need compute capability 8.0 or newer, and "
+                "bfloat16, float16 and TF32 on cuda: they need compute capability 8.0 or newer, and "
                 f"{torch.cuda.get_device_name()} has {major}.{minor}"
             )
-        for problem, dtype in product(_problems(device), dtypes):
-            for kernel, numbers in _compare(problem, device, dtype).items():
-                name = str(dtype).removeprefix("torch.")
-                found.setdefault((device, name, kernel, problem.path(device, dtype)), []).append(numbers)
+        for problem, name in product(_problems(device), precisions):
+            for kernel, numbers in _compare(problem, device, name).items():
+                path = problem.path(kernel, device, _dtype(name))
+                found.setdefault((device, name, kernel, path), []).append(numbers)
     checks = [
         {
             "device": device,
@@ -69,18 +70,12 @@ class _Problem:
     steps: int
     shrinkage: str
 
-    def path(self, device: str, dtype: torch.dtype) -> str:
-        """Which code computes it: an instruction set, or what ``choose_path`` in csrc/cuda/tiling.h says."""
-        if device == "cpu":
-            return torch.ops.fsad.cpu_isa()
-        channels, queries, support = self.size
-        channels_at_once = 32 // dtype.itemsize  # a sector of memory
-        width = -(-channels // channels_at_once) * channels_at_once * self.field**2
-        shortest_sum = min(channels * self.field**2, math.prod(queries), math.prod(support))
-        old = torch.cuda.get_device_capability() < (8, 0)
-        if old or dtype.itemsize == 8 or (dtype.itemsize == 4 and shortest_sum < 48):
-            return "plain"
-        return "fused" if width <= {2: 192, 4: 160}[dtype.itemsize] and self.steps <= 4 else "banded"
+    def path(self, kernel: str, device: str, dtype: torch.dtype) -> str:
+        """Which code computes it, by the library's own word: an instruction set, or a path of the GPU."""
+        channels, *sides = self.size
+        z, d = (torch.empty(2, *maps, channels, dtype=dtype, device=device) for maps in sides)
+        steps = 0 if kernel == "peak" else self.steps
+        return torch.ops.fsad.path(z, d, None, steps, self.field, "backward" in kernel)
 
     def run(
         self, device: str, dtype: torch.dtype, backend: str, stored: torch.dtype
@@ -135,21 +130,40 @@ def _problems(device: str) -> list[_Problem]:
     return [problem for problem in every if problem.size != LARGE or problem.shrinkage != "soft"]
 
 
-def _is_supported(device: str, dtype: torch.dtype) -> bool:
-    return device == "cpu" or dtype.itemsize > 2 or torch.cuda.get_device_capability() >= (8, 0)
+def _is_supported(device: str, precision: str) -> bool:
+    on_tensor_cores = precision == "tf32" or _dtype(precision).itemsize == 2
+    return device == "cpu" or not on_tensor_cores or torch.cuda.get_device_capability() >= (8, 0)
 
 
-def _compare(problem: _Problem, device: str, dtype: torch.dtype) -> dict[str, tuple[float, float, float]]:
+def _dtype(precision: str) -> torch.dtype:
+    return torch.float32 if precision == "tf32" else getattr(torch, precision)
+
+
+@contextmanager
+def _products_in(precision: str) -> Iterator[None]:
+    """Have torch's setting of float32 products on a GPU be that, TF32 or full."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32" if precision == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def _compare(problem: _Problem, device: str, precision: str) -> dict[str, tuple[float, float, float]]:
     """Error, allowed error and milliseconds of each native kernel."""
-    native = problem.run(device, dtype, "native", dtype)
-    if device == "cuda":  # the first run of a kernel loads it
+    dtype = _dtype(precision)
+    with _products_in(precision):
         native = problem.run(device, dtype, "native", dtype)
+        if device == "cuda":  # the first run of a kernel loads it
+            native = problem.run(device, dtype, "native", dtype)
     errors = _errors(native, problem.run(device, torch.float64, "reference", dtype))
     usual = torch.float32 if dtype == torch.float64 else dtype
-    plain = problem.run(device, usual, "reference", usual)
+    with _products_in("full"):
+        plain = problem.run(device, usual, "reference", usual)
     yardsticks = _errors(plain, problem.run(device, torch.float64, "reference", usual))
-    eps, usual_eps = torch.finfo(dtype).eps, torch.finfo(usual).eps
-    roundings = (16 if dtype.itemsize > 2 else 2) * eps
+    eps, usual_eps = EPS[precision], torch.finfo(usual).eps
+    roundings = (16 if eps <= EPS["float32"] else 2) * eps
     return {
         kernel: (error, 4 * yardsticks[kernel] * eps / usual_eps + roundings, native[kernel][1])
         for kernel, error in errors.items()

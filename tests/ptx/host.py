@@ -59,16 +59,23 @@ class HostLibrary:
 
     def call(self, function: str, *args: Any) -> None:
         """Call an ``extern "C"`` function that returns null or an error message."""
-        self._library.ptx_set_launcher(self._launcher)  # another HostLibrary may share the file
-        self._library.ptx_set_device(*self._device)
-        native = getattr(self._library, function)
-        native.restype = ctypes.c_char_p
-        message = native(*args)
+        message = self._call(function, *args)
         if self._error:
             error, self._error = self._error, None
             raise error
         if message:
             raise RuntimeError(f"{function}: {message.decode()}")
+
+    def ask(self, function: str, *args: Any) -> str:
+        """Call an ``extern "C"`` function that returns a text and launches nothing."""
+        return self._call(function, *args).decode()
+
+    def _call(self, function: str, *args: Any) -> Any:
+        self._library.ptx_set_launcher(self._launcher)  # another HostLibrary may share the file
+        self._library.ptx_set_device(*self._device)
+        native = getattr(self._library, function)
+        native.restype = ctypes.c_char_p
+        return native(*args)
 
     def _launch(self, name: bytes, grid: Any, block: Any, arguments: Any, shared: int) -> int:
         if self._error:  # of an earlier launch of the same call

@@ -103,13 +103,30 @@ const char* peak_atom(const Case& c) {
   return fsad::cuda::run_peak_atom(p, memory, nullptr);
 }
 
+template <class Element>
+const char* path(const Case& c, bool need_atoms) {
+  fsad::IstcForward<Element> p{};
+  fill<Element>(c, p);
+  return fsad::cuda::istc_path(p, need_atoms);
+}
+
+template <class Element>
+const char* peak_path(const Case& c) {
+  fsad::PeakAtom<Element> p{};
+  fill_maps<fsad::PeakAtom<Element>, Element>(c, p);
+  return fsad::cuda::peak_path(p);
+}
+
 }  // namespace
 
 #define FSAD_EXPORT(name, Element)                                                                      \
   extern "C" const char* forward_##name(const Case* c) { return forward<Element>(*c); }                 \
   extern "C" const char* backward_##name(const Case* c) { return backward<Element>(*c); }               \
   extern "C" const char* double_backward_##name(const Case* c) { return double_backward<Element>(*c); } \
-  extern "C" const char* peak_atom_##name(const Case* c) { return peak_atom<Element>(*c); }
+  extern "C" const char* peak_atom_##name(const Case* c) { return peak_atom<Element>(*c); }             \
+  extern "C" const char* forward_path_##name(const Case* c) { return path<Element>(*c, false); }        \
+  extern "C" const char* backward_path_##name(const Case* c) { return path<Element>(*c, true); }        \
+  extern "C" const char* peak_path_##name(const Case* c) { return peak_path<Element>(*c); }
 
 FSAD_EXPORT(float32, float)
 FSAD_EXPORT(float64, double)

@@ -45,6 +45,23 @@ class _Case(ctypes.Structure):
     )
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _case(problem: Problem) -> _Case:
+    """What the library is told of a problem, but for its memory."""
+    case = _Case()
+    sizes = [problem.tasks, *problem.query_shape, problem.channels, problem.receptive_field]
+    sizes += [*problem.atom_shape, problem.kept_atoms, problem.iterations]
+    sizes += [SHRINKAGES.index(problem.shrinkage), problem.allow_tf32]
+    for name, size in zip(_SIZES, sizes, strict=True):
+        setattr(case, name, size)
+    case.lambda_[: problem.iterations] = problem.lambdas
+    case.tau[: problem.iterations] = problem.taus
+    return case
+
+
 @dataclass
 class Problem:
     """One problem in float64: maps (T, images, h, w, c), everything random but repeatable."""
@@ -197,19 +214,13 @@ class Kernels:
             workspaces.append(self.gpu.empty(size, np.uint8, f"workspace {len(workspaces)}"))
             return workspaces[-1].ptr
 
-        case = _Case(allocate=_ALLOCATE(allocate))
-        sizes = [problem.tasks, *problem.query_shape, problem.channels, problem.receptive_field]
-        sizes += [*problem.atom_shape, problem.kept_atoms, problem.iterations]
-        sizes += [SHRINKAGES.index(problem.shrinkage), problem.allow_tf32]
-        for name, size in zip(_SIZES, sizes, strict=True):
-            setattr(case, name, size)
-        case.lambda_[: problem.iterations] = problem.lambdas
-        case.tau[: problem.iterations] = problem.taus
+        case = _case(problem)
+        case.allocate = _ALLOCATE(allocate)
         for name, buffer in (buffers | out).items():
             setattr(case, name, buffer.ptr)
         self.library.launches.clear()  # counters are large: those of one pass at a time
         try:
-            self.library.call(f"{function}_{str(dtype).removeprefix('torch.')}", ctypes.byref(case))
+            self.library.call(f"{function}_{_name(dtype)}", ctypes.byref(case))
             return [torch.from_numpy(buffer.numpy()).view(kind or dtype) for buffer in out.values()]
         finally:
             self.workspace_bytes = sum(buffer.nbytes for buffer in workspaces)
@@ -238,3 +249,7 @@ class Kernels:
     def peak_atom(self, problem: Problem, t: dict[str, Tensor]) -> Tensor:
         """Position of the most correlated atom of every query (T, n)."""
         return self._run("peak_atom", problem, t, {"peak": problem.rows[:2]}, torch.int64)[0]
+
+    def path(self, of: str, problem: Problem, dtype: torch.dtype) -> str:
+        """How the library says that it computes the "forward", "backward" or "peak"."""
+        return self.library.ask(f"{of}_path_{_name(dtype)}", ctypes.byref(_case(problem)))

@@ -122,6 +122,30 @@ def test_passes(path, dtype, shrinkage, receptive_field, iterations, tasks):
     run_all(kernels(), Problem(**settings, **sizes(path, receptive_field, dtype)), dtype)
 
 
+@pytest.mark.parametrize(("path", "dtype"), PATHS, ids=lambda x: str(x).removeprefix("torch."))
+def test_the_library_says_which_path_it_takes(path, dtype):
+    k, problem = kernels(), Problem(iterations=1, **sizes(path, 1, dtype))
+    k.forward(problem, problem.rounded(dtype))
+    kernel = next(name for name, _ in k.library.launches if "::stream<" in name)
+    taken = "plain" if "Products)0" in kernel else "fused" if "ForwardStep" in kernel else "banded"
+    assert k.path("forward", problem, dtype) == taken == path
+
+
+@pytest.mark.parametrize(
+    ("steps", "field", "paths"),
+    [(3, 3, "fused fused plain"), (3, 5, "banded banded plain"), (5, 1, "banded plain plain")],
+)
+def test_paths_of_larger_problems(steps, field, paths):
+    large = {"channels": 16, "query_shape": (1, 32, 32), "atom_shape": (4, 32, 32)}
+    problem = Problem(iterations=steps, receptive_field=field, **large)
+    types = (torch.bfloat16, torch.float32, torch.float64)
+    assert " ".join(kernels().path("backward", problem, dtype) for dtype in types) == paths
+    assert kernels("sm_75", shared_kib=64).path("backward", problem, torch.float32) == "plain"
+    few = Problem(iterations=3, **large | {"query_shape": (1, 3, 3), "channels": 64})  # the backward sums 9
+    told = [kernels().path(of, few, torch.float32) for of in ("forward", "backward", "peak")]
+    assert told == ["fused", "plain", "fused"]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "shapes",
