@@ -103,21 +103,30 @@ FSAD_HOST_DEVICE void add_dual_products(Engine& e, int i, typename Engine::Codes
   if (e.iteration().atom_tangents) e.add_products(u_tangent, sets.residual(i), Atoms::tangents);
 }
 
-// −(Dᵀr'_{i+1} + Ḋᵀh_{i+1}) to bar, −Dᵀh_{i+1} to bar_tangent.
+// Dᵀr'_{i+1} + Ḋᵀh_{i+1} to product, Dᵀh_{i+1} to product_tangent.
+#pragma nv_exec_check_disable
+template <class Engine>
+FSAD_HOST_DEVICE void add_second_products(Engine& e, int i, typename Engine::Codes& product,
+                                          typename Engine::Codes& product_tangent) {
+  const int steps = e.iteration().steps;
+  const Sets sets{steps};
+  e.add_products(product_tangent, sets.adjoint(i + 1), Atoms::values);
+  if (e.iteration().atom_tangents) e.add_products(product, sets.adjoint(i + 1), Atoms::tangents);
+  if (i + 1 < steps) e.add_products(product, sets.second(i + 1), Atoms::values);
+}
+
+// −(Dᵀr'_{i+1} + Ḋᵀh_{i+1}) to bar, −Dᵀh_{i+1} to bar_tangent. In place: the fused kernels have no registers
+// left.
 #pragma nv_exec_check_disable
 template <class Engine>
 FSAD_HOST_DEVICE void subtract_dual_products(Engine& e, int i, typename Engine::Codes& bar,
                                              typename Engine::Codes& bar_tangent) {
-  const int steps = e.iteration().steps;
-  const Sets sets{steps};
 #pragma unroll
   for (int j = 0; j < Engine::kPerLane; ++j) {
     bar.v[j] = -bar.v[j];
     bar_tangent.v[j] = -bar_tangent.v[j];
   }
-  e.add_products(bar_tangent, sets.adjoint(i + 1), Atoms::values);
-  if (e.iteration().atom_tangents) e.add_products(bar, sets.adjoint(i + 1), Atoms::tangents);
-  if (i + 1 < steps) e.add_products(bar, sets.second(i + 1), Atoms::values);
+  add_second_products(e, i, bar, bar_tangent);
 #pragma unroll
   for (int j = 0; j < Engine::kPerLane; ++j) {
     bar.v[j] = -bar.v[j];

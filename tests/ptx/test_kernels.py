@@ -1,9 +1,8 @@
 """Every CUDA kernel, executed from nvcc's PTX with the host code's launches, against the reference.
 
-The bound on errors: twice what plain PyTorch makes in the same dtype. For float64 there is no better
-reference than PyTorch in float64, which loses more digits than the kernels do (autograd of a sigmoid
-subtracts nearly equal numbers): there the bound is 32 times PyTorch's float32 error, scaled by the ratio of
-the two epsilons. Where torch allows TF32, it is twice the error of products of operands rounded to TF32.
+The bound on errors: twice what plain PyTorch makes in the same dtype. The reference is PyTorch in float64,
+and for results in float64 the same mathematics in 80 bits (``exact.py``). Where torch allows TF32, the bound
+is twice the error of products of operands rounded to TF32.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from . import nvcc
 if nvcc() is None:
     pytest.skip("nvcc was not found: no PTX of our kernels to run", allow_module_level=True)
 
+from . import exact
 from .passes import (
     SHRINKAGES,
     Kernels,
@@ -75,33 +75,35 @@ def copies(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> dict
     }
 
 
-def norm(tensor: Tensor) -> float:
-    return float(tensor.double().norm())
-
-
 def check(results: list[Tensor], problem: Problem, dtype: torch.dtype, plain) -> None:
     """Compare with ``plain(problem, tensors)``, the pass in PyTorch."""
-    usual = torch.float32 if dtype == torch.float64 else dtype
-    tensors = problem.rounded(usual)
-    exact = plain(problem, copies(problem.rounded(dtype), torch.float64))
+    tensors = problem.rounded(dtype)
+    if dtype == torch.float64:
+        truth = EXACT[plain](problem, tensors)
+    else:
+        truth = [exact.wide(want) for want in plain(problem, copies(tensors, torch.float64))]
     with ProductsInTf32() if problem.allow_tf32 else nullcontext():
         eager = plain(problem, copies(tensors))
-    eager_exact = plain(problem, copies(tensors, torch.float64))
-    eps = torch.finfo(usual).eps
-    scale = torch.finfo(dtype).eps / eps
-    factor = 32 if dtype == torch.float64 else 2
-    for got, want, rough, fine in zip(results, exact, eager, eager_exact, strict=True):
+    for got, want, rough in zip(results, truth, eager, strict=True):
         assert got.dtype == dtype
-        error = norm(got.double() - want)
+        error = exact.norm(exact.wide(got) - want)
         # Where PyTorch happens to be exact, a rounding of the result is allowed.
-        allowed = factor * scale * max(norm(rough.double() - fine), norm(fine) * eps)
+        rounding = exact.norm(want) * torch.finfo(dtype).eps
+        allowed = 2 * max(exact.norm(exact.wide(rough) - want), rounding)
         assert error <= allowed, (
-            f"error {error:.2e}, allowed {allowed:.2e}, of a result of norm {norm(want):.2e}"
+            f"error {error:.2e}, allowed {allowed:.2e}, of a result of norm {exact.norm(want):.2e}"
         )
 
 
 def forward(problem: Problem, tensors: dict[str, Tensor]) -> list[Tensor]:
     return [torch_forward(problem, tensors)]
+
+
+EXACT = {
+    forward: exact.forward,
+    torch_backward: exact.backward,
+    torch_double_backward: exact.double_backward,
+}
 
 
 def run_all(k: Kernels, problem: Problem, dtype: torch.dtype) -> None:
