@@ -12,18 +12,6 @@ void fused_adjoints(int steps, Pass<Element>& pass) {
 }
 
 template <class Element>
-void band_adjoints(int steps, const Places& places, Pass<Element>& pass) {
-  const Sets sets{steps};
-  for (int m = 0; m < steps; ++m) pass.template launch<Work::codes>(BandCodes{places, m, true});
-  for (int m = steps - 1; m >= 0; --m) {
-    pass.template launch<Work::codes>(BandAdjoint{places, m});
-    BandSums<false> sums;
-    sums.add(places.slope(m), Factor::step, Atoms::values);
-    pass.template sum<Work::sums>(sums, {nullptr, pass.set(sets.adjoint(m)), nullptr});
-  }
-}
-
-template <class Element>
 const char* run_backward(const IstcBackward<Element>& p, Workspace& workspace, Stream stream) {
   using Real = typename Computing<Element>::type;
   const int steps = p.iterations;
@@ -42,14 +30,15 @@ const char* run_backward(const IstcBackward<Element>& p, Workspace& workspace, S
     }
     const Places places{steps, false, rows != nullptr};
     pass.for_each_band(places.count(), [&] {
-      band_adjoints(steps, places, pass);
+      auto codes = adjoint_chain(steps, places, pass);
+      band_adjoints(steps, places, pass, codes);
       if (!rows) return;
       BandSums<true> sums;
       for (int m = 0; m < steps; ++m) {
         sums.add(places.code(m + 1), Factor::minus_one, sets.adjoint(m + 1));
         sums.add(places.slope(m), Factor::step, sets.residual(m));
       }
-      pass.template sum_atoms<Work::atom_sums>(sums, rows);
+      pass.sum_atoms(sums, rows, codes, 2 * steps);
     });
   });
   QueryGradient<Element> gradient{};
@@ -62,10 +51,6 @@ const char* run_backward(const IstcBackward<Element>& p, Workspace& workspace, S
 template void fused_adjoints(int, Pass<float>&);
 template void fused_adjoints(int, Pass<Bfloat16>&);
 template void fused_adjoints(int, Pass<Float16>&);
-template void band_adjoints(int, const Places&, Pass<float>&);
-template void band_adjoints(int, const Places&, Pass<double>&);
-template void band_adjoints(int, const Places&, Pass<Bfloat16>&);
-template void band_adjoints(int, const Places&, Pass<Float16>&);
 template const char* run_backward(const IstcBackward<float>&, Workspace&, Stream);
 template const char* run_backward(const IstcBackward<double>&, Workspace&, Stream);
 template const char* run_backward(const IstcBackward<Bfloat16>&, Workspace&, Stream);

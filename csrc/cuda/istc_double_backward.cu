@@ -19,27 +19,38 @@ void fused_seconds(const IstcDoubleBackward<Element>& p, Pass<Element>& pass) {
   }
 }
 
-// The same in a band, with its codes, tangents, u' and u̇'.
+// The 2N stages of their codes in a band: α_1, α̇_1 … α_N, α̇_N, then u'_{N−1}, u̇'_{N−1} … u'_0, u̇'_0.
 template <class Element>
-void band_seconds(const IstcDoubleBackward<Element>& p, const Places& places, Pass<Element>& pass) {
+auto second_chain(int steps, const Places& places, Pass<Element>& pass) {
+  return Chain([=, &pass](int stage) {
+    if (stage < steps) {
+      pass.template launch<Work::codes>(BandTangent{places, stage});
+    } else {
+      pass.template launch<Work::codes>(BandSecond{places, 2 * steps - 1 - stage});
+    }
+  });
+}
+
+// The same ṙ and r' in a band.
+template <class Element, class Stage>
+void band_seconds(const IstcDoubleBackward<Element>& p, const Places& places, Pass<Element>& pass,
+                  Chain<Stage>& chain) {
   const int steps = p.iterations;
   const Sets sets{steps};
   Element* const start = pass.set(sets.tangent(0));
   for (int m = 0; m < steps; ++m) {
     Target<Element> target{start, nullptr, p.grad_grad_residual};
     if (m + 1 < steps) target = {start, pass.set(sets.tangent(m + 1)), nullptr};
-    pass.template launch<Work::codes>(BandTangent{places, m});
     BandSums<false> sums;
     sums.add(places.tangent(m + 1), Factor::one, Atoms::values);
     if (pass.has_tangents()) sums.add(places.code(m + 1), Factor::one, Atoms::tangents);
-    pass.template sum<Work::sums>(sums, target);
+    pass.sum(sums, target, chain, m + 1);
   }
   for (int m = steps - 1; m >= 0; --m) {
-    pass.template launch<Work::codes>(BandSecond{places, m});
     BandSums<false> sums;
     sums.add(places.slope(m), Factor::step, Atoms::values);
     if (pass.has_tangents()) sums.add(places.bend(m), Factor::step, Atoms::tangents);
-    pass.template sum<Work::sums>(sums, {nullptr, pass.set(sets.second(m)), nullptr});
+    pass.sum(sums, {nullptr, pass.set(sets.second(m)), nullptr}, chain, 2 * steps - m);
   }
 }
 
@@ -69,8 +80,10 @@ const char* run_double_backward(const IstcDoubleBackward<Element>& p, Workspace&
     }
     const Places places{steps, true, rows != nullptr};
     pass.for_each_band(places.count(), [&] {
-      band_adjoints(steps, places, pass);
-      band_seconds(p, places, pass);
+      auto adjoints = adjoint_chain(steps, places, pass);
+      band_adjoints(steps, places, pass, adjoints);
+      auto codes = second_chain(steps, places, pass);
+      band_seconds(p, places, pass, codes);
       if (!rows) return;
       BandSums<true> sums;
       for (int m = 0; m < steps; ++m) {
@@ -79,7 +92,7 @@ const char* run_double_backward(const IstcDoubleBackward<Element>& p, Workspace&
         sums.add(places.slope(m), Factor::step, sets.residual(m));
         sums.add(places.bend(m), Factor::step, sets.tangent(m));
       }
-      pass.template sum_atoms<Work::atom_sums>(sums, rows);
+      pass.sum_atoms(sums, rows, codes, 2 * steps);
     });
   });
   QueryGradient<Element> gradient{};

@@ -1,5 +1,4 @@
 // Forward: r_{m+1} for m = 0 … N−1, one fused kernel a step, or two for each band of queries.
-#include "band_rules.h"
 #include "fused_rules.h"
 #include "pass.cuh"
 
@@ -25,11 +24,11 @@ const char* run_forward(const IstcForward<Element>& p, Workspace& workspace, Str
   }
   const Places places{0, false, false};
   pass.for_each_band(places.count(), [&] {
+    Chain codes([&](int m) { pass.template launch<Work::codes>(BandCodes{places, m, false}); });
     for (int m = 0; m < steps; ++m) {
-      pass.template launch<Work::codes>(BandCodes{places, m, false});
       BandSums<false> sums;
       sums.add(places.code(m + 1), Factor::one, Atoms::values);
-      pass.template sum<Work::sums>(sums, target(m + 1));
+      pass.sum(sums, target(m + 1), codes, m + 1);
     }
   });
   return launch_error();

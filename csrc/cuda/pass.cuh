@@ -1,8 +1,8 @@
 // What the passes share: their workspaces, and how they call the streaming kernels.
 #pragma once
 
+#include "band_rules.h"
 #include "rows.h"
-#include "rules.h"
 #include "tiling.h"
 
 namespace fsad::cuda {
@@ -42,6 +42,14 @@ Path path_of(const PeakAtom<Element>& p) {
   return choose_path<Element>(0, 1, p.width, has_tensor_cores());
 }
 
+// Kernels that form codes, each from what those before it left: stage(0), stage(1) …
+template <class Stage>
+struct Chain {
+  explicit Chain(Stage stage) : stage(stage) {}
+  Stage stage;
+  int done = 0;
+};
+
 template <class Element>
 class Pass {
  public:
@@ -51,7 +59,13 @@ class Pass {
   template <class Problem>
   Pass(const Problem& p, Path path, int sets, const Element* tangent_atoms, Workspace& workspace,
        Stream stream)
-      : layout(layout_of(p.query_map)), workspace_(workspace), stream_(stream), tasks_(p.tasks), path_(path) {
+      : layout(layout_of(p.query_map)),
+        workspace_(workspace),
+        stream_(stream),
+        tasks_(p.tasks),
+        atoms_(p.atoms),
+        path_(path),
+        window_(p.atoms) {
     int device = 0;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&processor_bytes_, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
@@ -97,13 +111,23 @@ class Pass {
   Stream stream_handle() const { return stream_; }
   Workspace& workspace() const { return workspace_; }
 
-  // Calls body() for every band of queries whose codes in `places` places the workspace holds.
+  // Calls body() for every band of queries whose codes in `places` places the workspace holds, of all atoms
+  // or of a window of them.
   template <class Body>
   void for_each_band(int places, Body body) {
     auto& pass = stream_pass_;
-    pass.codes_stride = (pass.atoms + 7) / 8 * 8;  // rows begin at sectors of 32 bytes
-    const Band first = choose_band(tasks_, pass.queries, places * pass.codes_stride * sizeof(Real));
+    constexpr int kSector = 8;  // codes; rows begin at sectors
+    const int64_t padded_atoms = (atoms_ + kSector - 1) / kSector * kSector;
+    const Portion portion = choose_portion(tasks_, pass.queries, padded_atoms, places * sizeof(Real),
+                                           workspace_.limit(kMaxCodesBytes));
+    const Band& first = portion.band;
+    pass.codes_stride = portion.atoms;
     pass.codes = workspace_.take<Real>(places * first.tasks * first.rows * pass.codes_stride);
+    window_ = std::min(portion.atoms, atoms_);
+    if (!holds_all_atoms()) {
+      window_sums_ = workspace_.take<Real>(first.rows * pass.width);
+      if (!pass.maps.index) pass.maps.index = all_positions();
+    }
     for (int64_t task = 0; task < tasks_; task += first.tasks) {
       for (int64_t row = 0; row < pass.queries; row += first.rows) {
         pass.band = {task, std::min(first.tasks, tasks_ - task), row,
@@ -118,19 +142,39 @@ class Pass {
   template <Work work, class Rule>
   void sum(const Rule& rule, const Target<Element>& target) {
     launch<work>(rule);
-    finish_rows<Element>({stream_pass_.band, stream_pass_.queries, layout, stream_pass_.partial,
-                          stream_pass_.splits, target.base, target.rows, target.compact},
-                         stream_);
+    finish(stream_pass_.partial, stream_pass_.splits, target);
+  }
+
+  // The same in a band, of codes that the first `stages` of a chain form.
+  template <class Stage>
+  void sum(const BandSums<false>& sums, const Target<Element>& target, Chain<Stage>& chain, int stages) {
+    for_each_window([&](int64_t first) {
+      form(chain, stages);
+      if (holds_all_atoms()) return sum<Work::sums>(sums, target);
+      launch<Work::sums>(sums);
+      add_splits(stream_pass_.partial, stream_pass_.splits, stream_pass_.band.rows * stream_pass_.width,
+                 first > 0, window_sums_, stream_);
+    });
+    if (!holds_all_atoms()) finish(window_sums_, 1, target);
   }
 
   // The atom-side sums of a rule's kernel, added up over bands: rows (T, k, padded width).
   template <Work work, class Rule>
-  void sum_atoms(const Rule& rule, Real* rows) {
+  void sum_atoms(const Rule& rule, Real* rows, int64_t first_atom = 0) {
     launch<work>(rule);
     const Band& band = stream_pass_.band;
-    const int64_t size = stream_pass_.atoms * stream_pass_.width;
-    add_splits(stream_pass_.partial, stream_pass_.splits, band.tasks * size, band.first_row > 0,
-               rows + band.first_task * size, stream_);
+    const int width = stream_pass_.width;
+    add_splits(stream_pass_.partial, stream_pass_.splits, band.tasks * stream_pass_.atoms * width,
+               band.first_row > 0, rows + (band.first_task * atoms_ + first_atom) * width, stream_);
+  }
+
+  // The same in a band, of codes that the first `stages` of a chain form.
+  template <class Stage>
+  void sum_atoms(const BandSums<true>& sums, Real* rows, Chain<Stage>& chain, int stages) {
+    for_each_window([&](int64_t first) {
+      form(chain, stages);
+      sum_atoms<Work::atom_sums>(sums, rows, first);
+    });
   }
 
   // The kernel alone. Defined in stream.cuh, for the files that compile kernels.
@@ -140,6 +184,45 @@ class Pass {
   const RowLayout layout;
 
  private:
+  bool holds_all_atoms() const { return window_ == atoms_; }
+
+  // Calls body(first) for every window of atoms, which for that time are all that launches see.
+  template <class Body>
+  void for_each_window(Body body) {
+    auto& pass = stream_pass_;
+    const int64_t* const index = pass.maps.index;
+    int64_t first = 0;
+    do {
+      pass.atoms = std::min(window_, atoms_ - first);
+      // Kernels look for those of task t from t · atoms on; of several windows, each has a task to itself.
+      if (index) pass.maps.index = index + pass.band.first_task * (atoms_ - pass.atoms) + first;
+      body(first);
+      first += window_;
+    } while (first < atoms_);
+    pass.atoms = atoms_;
+    pass.maps.index = index;
+  }
+
+  // Runs the stages that are missing: all, in a window.
+  template <class Stage>
+  void form(Chain<Stage>& chain, int stages) {
+    for (int i = holds_all_atoms() ? chain.done : 0; i < stages; ++i) chain.stage(i);
+    chain.done = stages;
+  }
+
+  void finish(const Real* partial, int splits, const Target<Element>& target) {
+    finish_rows<Element>({stream_pass_.band, stream_pass_.queries, layout, partial, splits, target.base,
+                          target.rows, target.compact},
+                         stream_);
+  }
+
+  // An index of every position, (T, k).
+  const int64_t* all_positions() {
+    int64_t* const index = workspace_.take<int64_t>(tasks_ * atoms_);
+    number_positions(tasks_, atoms_, index, stream_);
+    return index;
+  }
+
   // A map whose vectors are multiples of 32 bytes at addresses of whole units: the map itself, or a copy.
   template <class Problem>
   const Element* padded(const Problem& p, const Element* map) {
@@ -155,13 +238,15 @@ class Pass {
 
   Workspace& workspace_;
   Stream stream_;
-  int64_t tasks_;
+  int64_t tasks_, atoms_;
   int processor_bytes_ = 0;
   bool allow_tf32_ = false;
   Path path_;
   StreamPass<Element> stream_pass_{};
   Element* rows_;
   int64_t partial_size_ = 0;
+  int64_t window_;  // atoms whose codes the workspace holds
+  Real* window_sums_ = nullptr;
 };
 
 }  // namespace fsad::cuda

@@ -1,7 +1,6 @@
 // What the two reverse passes share.
 #pragma once
 
-#include "band_rules.h"
 #include "fused_rules.h"
 #include "pass.cuh"
 
@@ -19,11 +18,32 @@ void load_sets(const IstcBackward<Element>& p, const Pass<Element>& pass, Stream
   import_rows(p.grad_residual, pass.count(), pass.layout, pass.set(sets.adjoint(p.iterations)), stream);
 }
 
-// h_{N−1} … h_0; in a band, with its codes and ū.
+// h_{N−1} … h_0.
 template <class Element>
 void fused_adjoints(int steps, Pass<Element>& pass);
+
+// The 2N stages of their codes in a band: α_1 … α_N with the slopes, then ū_{N−1} … ū_0.
 template <class Element>
-void band_adjoints(int steps, const Places& places, Pass<Element>& pass);
+auto adjoint_chain(int steps, const Places& places, Pass<Element>& pass) {
+  return Chain([=, &pass](int stage) {
+    if (stage < steps) {
+      pass.template launch<Work::codes>(BandCodes{places, stage, true});
+    } else {
+      pass.template launch<Work::codes>(BandAdjoint{places, 2 * steps - 1 - stage});
+    }
+  });
+}
+
+// The same h in a band.
+template <class Element, class Stage>
+void band_adjoints(int steps, const Places& places, Pass<Element>& pass, Chain<Stage>& chain) {
+  const Sets sets{steps};
+  for (int m = steps - 1; m >= 0; --m) {
+    BandSums<false> sums;
+    sums.add(places.slope(m), Factor::step, Atoms::values);
+    pass.sum(sums, {nullptr, pass.set(sets.adjoint(m)), nullptr}, chain, 2 * steps - m);
+  }
+}
 
 // D̄ from its rows, or its beginning: fill(rows) forms them.
 template <class Element, class Fill>

@@ -163,6 +163,10 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(const UnpackRows<Eleme
   });
 }
 
+__global__ void __launch_bounds__(kThreads) number_kernel(int64_t count, int64_t positions, int64_t* index) {
+  for_each(count, [&](int64_t i) { index[i] = i % positions; });
+}
+
 template <class Element>
 void pad_vectors(const Element* from, int64_t vectors, const RowLayout& layout, Element* to, Stream stream) {
   launch_each(pad_kernel<Element>, vectors * layout.padded, stream, from, vectors, layout, to);
@@ -200,6 +204,10 @@ void unpack_rows(const UnpackRows<Element>& p, Stream stream) {
     launch_each(invert_kernel<Element>, p.tasks * p.count, stream, p);
   }
   launch_each(unpack_kernel<Element>, p.tasks * p.map.task_size(), stream, p);
+}
+
+void number_positions(int64_t tasks, int64_t positions, int64_t* index, Stream stream) {
+  launch_each(number_kernel, tasks * positions, stream, tasks * positions, positions, index);
 }
 
 #define FSAD_INSTANTIATE(Element)                                                         \

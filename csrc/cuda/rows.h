@@ -100,4 +100,7 @@ struct UnpackRows {
 template <class Element>
 void unpack_rows(const UnpackRows<Element>&, Stream);
 
+// index (tasks, positions) = 0, 1 … positions − 1 in every task.
+void number_positions(int64_t tasks, int64_t positions, int64_t* index, Stream);
+
 }  // namespace fsad::cuda

@@ -76,7 +76,7 @@ void Pass<Element>::launch_tiles(const Rule& rule) {
   constexpr bool kResults = Shape::kChunks > 0 || Tiles::kPeak;
   const int64_t results = pass.band.tasks * owned * (Shape::kChunks > 0 ? pass.width : 1);
   pass.splits = choose_splits(blocks, (streamed + Shape::kColumns - 1) / Shape::kColumns,
-                              kResults ? results * sizeof(Real) : 0);
+                              kResults ? results * sizeof(Real) : 0, workspace_.limit(kMaxPartialBytes));
   if (kResults && pass.splits * results > partial_size_) {
     partial_size_ = pass.splits * results;
     pass.partial = workspace_.take<Real>(partial_size_);

@@ -106,20 +106,38 @@ SharedLayout place_shared(int slots, int row_chunks, int kept, int processor_byt
 constexpr int64_t kWantedBlocks = 396;
 // Workspaces beside the arrays of the size of inputs and results, 64 MiB together.
 constexpr int64_t kMaxPartialBytes = 16 << 20;  // of the results of all splits, if there are several; twice
-constexpr int64_t kMaxCodesBytes = 32 << 20;    // of the codes of a band, if it has more than 16 rows
+constexpr int64_t kMaxCodesBytes = 32 << 20;    // of the codes of a band
 
-inline int choose_splits(int64_t blocks, int64_t streamed_tiles, int64_t result_bytes) {
+inline int choose_splits(int64_t blocks, int64_t streamed_tiles, int64_t result_bytes, int64_t max_bytes) {
   if (blocks == 0 || streamed_tiles == 0) return 1;
   const int64_t wanted = std::max<int64_t>(1, kWantedBlocks / blocks);
-  const int64_t affordable = std::max<int64_t>(1, kMaxPartialBytes / std::max<int64_t>(1, result_bytes));
+  const int64_t affordable = std::max<int64_t>(1, max_bytes / std::max<int64_t>(1, result_bytes));
   return static_cast<int>(std::min({wanted, streamed_tiles, affordable}));
 }
 
-// The largest band: several whole tasks, or rows of one.
-inline Band choose_band(int64_t tasks, int64_t queries, int64_t row_bytes) {
-  const int64_t rows = kMaxCodesBytes / row_bytes;
-  if (rows >= queries) return {0, std::min(tasks, rows / std::max<int64_t>(1, queries)), 0, queries};
-  return {0, 1, 0, rows >= kRows ? rows / kRows * kRows : std::max<int64_t>(16, rows)};
+// With fewer rows of a band than this, a block's 64 would be too empty.
+constexpr int64_t kLeastRows = 16;
+// Rows of a band of which only a window of atoms has room: every launch reads both.
+constexpr int64_t kWindowRows = 4 * kRows;
+
+// Whose codes the workspace holds at a time: a band of queries, and all atoms or a window of them.
+struct Portion {
+  Band band;
+  int64_t atoms;
+};
+
+// The largest band: several whole tasks, or rows of one. A code takes `code_bytes` in all places together.
+// Where not even a few rows of all atoms have room, the codes of a window are formed anew for every sum: that
+// costs as many products as fusing, but no memory that grows with the atoms.
+inline Portion choose_portion(int64_t tasks, int64_t queries, int64_t atoms, int64_t code_bytes,
+                              int64_t max_bytes) {
+  const int64_t rows = max_bytes / (code_bytes * std::max<int64_t>(1, atoms));
+  if (rows >= queries && rows > 0) {
+    return {{0, std::min(tasks, rows / std::max<int64_t>(1, queries)), 0, queries}, atoms};
+  }
+  if (rows >= kLeastRows) return {{0, 1, 0, rows >= kRows ? rows / kRows * kRows : rows}, atoms};
+  const int64_t band = std::clamp<int64_t>(queries, 1, kWindowRows);
+  return {{0, 1, 0, band}, std::max<int64_t>(1, max_bytes / (code_bytes * band * kRows)) * kRows};
 }
 
 }  // namespace fsad::cuda

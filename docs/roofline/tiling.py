@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 CUDA = Path(__file__).parents[2] / "csrc" / "cuda"
-LOGIC = "08753b"
+LOGIC = "47e8a8"
 ROW_BYTES = 128  # of a chunk: kRowBytes
 ROWS = 64  # that a block owns: kRows
 WARPS = 4
@@ -45,6 +45,7 @@ class Constants:
     wanted_blocks: int
     partial_bytes: int
     codes_bytes: int
+    least_rows: int  # of a band
 
     def fused_width(self, element_size: int) -> int:
         return self.fused_chunks[element_size] * (ROW_BYTES // element_size)
@@ -81,6 +82,7 @@ def parse(source: str) -> Constants:
         wanted_blocks=numbers(r"kWantedBlocks=(\d+);")[0],
         partial_bytes=partial << partial_shift,
         codes_bytes=codes << codes_shift,
+        least_rows=numbers(r"kLeastRows=(\d+);")[0],
     )
 
 
@@ -143,10 +145,12 @@ def choose_splits(blocks: int, streamed_tiles: int, result_bytes: int) -> int:
 
 
 def choose_bands(tasks: int, queries: int, row_bytes: int) -> list[tuple[int, int]]:
-    """(tasks, rows) of every band."""
+    """(tasks, rows) of every band. No size here is so large that a band would hold a window of atoms."""
     rows = constants().codes_bytes // row_bytes
+    if rows < min(queries, constants().least_rows):
+        raise ValueError(f"rows of {row_bytes} bytes of codes need windows of atoms, which are not counted")
     if rows >= queries:
         together = min(tasks, rows // max(1, queries))
         return [(min(together, tasks - task), queries) for task in range(0, tasks, together)]
-    rows = rows // ROWS * ROWS if rows >= ROWS else max(16, rows)
+    rows = rows // ROWS * ROWS if rows >= ROWS else rows
     return tasks * [(1, min(rows, queries - row)) for row in range(0, queries, rows)]

@@ -7,7 +7,7 @@ namespace {
 
 struct Case {
   int64_t tasks, images, height, width, channels, receptive_field;
-  int64_t atom_images, atom_height, atom_width, atoms, iterations, shrinkage, allow_tf32;
+  int64_t atom_images, atom_height, atom_width, atoms, iterations, shrinkage, allow_tf32, limit_divisor;
   double lambda[fsad::kMaxIterations], tau[fsad::kMaxIterations];
   void *queries, *atom_map, *atom_index, *scale, *step;
   void *residual, *history;                                           // forward
@@ -21,6 +21,7 @@ class Memory : public fsad::cuda::Workspace {
  public:
   explicit Memory(const Case& c) : case_(c) {}
   void* allocate(size_t bytes) override { return case_.allocate(bytes); }
+  int64_t limit(int64_t bytes) const override { return bytes / case_.limit_divisor; }
 
  private:
   const Case& case_;

@@ -25,6 +25,7 @@ _MAX_ITERATIONS = 32
 _SIZES = [
     *("tasks", "images", "height", "width", "channels", "receptive_field"),
     *("atom_images", "atom_height", "atom_width", "atoms", "iterations", "shrinkage", "allow_tf32"),
+    "limit_divisor",
 ]
 _POINTERS = [
     *("queries", "atom_map", "atom_index", "scale", "step", "residual", "history"),
@@ -54,7 +55,7 @@ def _case(problem: Problem) -> _Case:
     case = _Case()
     sizes = [problem.tasks, *problem.query_shape, problem.channels, problem.receptive_field]
     sizes += [*problem.atom_shape, problem.kept_atoms, problem.iterations]
-    sizes += [SHRINKAGES.index(problem.shrinkage), problem.allow_tf32]
+    sizes += [SHRINKAGES.index(problem.shrinkage), problem.allow_tf32, problem.limit_divisor]
     for name, size in zip(_SIZES, sizes, strict=True):
         setattr(case, name, size)
     case.lambda_[: problem.iterations] = problem.lambdas
@@ -75,6 +76,7 @@ class Problem:
     shrinkage: str = "sigshrink"
     atoms: int | None = None  # thinned to that many; None: all positions, no index
     allow_tf32: bool = False
+    limit_divisor: int = 1  # the bounds of workspaces are divided by it
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
