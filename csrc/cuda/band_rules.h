@@ -112,18 +112,16 @@ struct BandSecond {
   template <class Engine>
   FSAD_HOST_DEVICE void tile(Engine& e) const {
     using Codes = typename Engine::Codes;
-    // Products apart from what they are subtracted from, whose size would be that of every rounding.
-    Codes product = {}, product_tangent = {}, bar = {}, bar_tangent = {};
-    add_second_products(e, m, product, product_tangent);
+    Codes bar = {}, bar_tangent = {};
     if (m + 1 < e.iteration().steps) {
       bar = e.load(places.slope(m + 1));
       bar_tangent = e.load(places.bend(m + 1));
     }
+    subtract_dual_products(e, m, bar, bar_tangent);
     const Codes slope = e.load(places.slope(m)), bend = e.load(places.bend(m));
 #pragma unroll
     for (int j = 0; j < Engine::kPerLane; ++j) {
-      bar_tangent.v[j] -= product_tangent.v[j];
-      bar.v[j] = slope.v[j] * (bar.v[j] - product.v[j]) + bend.v[j] * bar_tangent.v[j];
+      bar.v[j] = slope.v[j] * bar.v[j] + bend.v[j] * bar_tangent.v[j];
       bar_tangent.v[j] *= slope.v[j];
     }
     e.store(places.slope(m), bar);

@@ -19,6 +19,7 @@ struct Sets {
 // Stands in for the skeleton on the host. Atom_side as in Shape.
 template <class Real, bool atom_side>
 struct Recorder {
+  static constexpr bool kPlain = true;
   static constexpr int kPerLane = 0;
   struct Codes {
     Real v[1];
@@ -115,22 +116,27 @@ FSAD_HOST_DEVICE void add_second_products(Engine& e, int i, typename Engine::Cod
   if (i + 1 < steps) e.add_products(product, sets.second(i + 1), Atoms::values);
 }
 
-// −(Dᵀr'_{i+1} + Ḋᵀh_{i+1}) to bar, −Dᵀh_{i+1} to bar_tangent. In place: the fused kernels have no registers
-// left.
+// −(Dᵀr'_{i+1} + Ḋᵀh_{i+1}) to bar, −Dᵀh_{i+1} to bar_tangent. Summed on top of these, products round at
+// their size. Apart from them they err less, as float64 must; but beside tensor cores' operands no registers
+// are left.
 #pragma nv_exec_check_disable
 template <class Engine>
 FSAD_HOST_DEVICE void subtract_dual_products(Engine& e, int i, typename Engine::Codes& bar,
                                              typename Engine::Codes& bar_tangent) {
+  typename Engine::Codes product = {}, product_tangent = {};
+  if constexpr (!Engine::kPlain) {
 #pragma unroll
-  for (int j = 0; j < Engine::kPerLane; ++j) {
-    bar.v[j] = -bar.v[j];
-    bar_tangent.v[j] = -bar_tangent.v[j];
+    for (int j = 0; j < Engine::kPerLane; ++j) {
+      product.v[j] = -bar.v[j];
+      product_tangent.v[j] = -bar_tangent.v[j];
+      bar.v[j] = bar_tangent.v[j] = 0;
+    }
   }
-  add_second_products(e, i, bar, bar_tangent);
+  add_second_products(e, i, product, product_tangent);
 #pragma unroll
   for (int j = 0; j < Engine::kPerLane; ++j) {
-    bar.v[j] = -bar.v[j];
-    bar_tangent.v[j] = -bar_tangent.v[j];
+    bar.v[j] -= product.v[j];
+    bar_tangent.v[j] -= product_tangent.v[j];
   }
 }
 

@@ -20,6 +20,7 @@ class Skeleton {
   using Element = typename Shape::Element;
   using Real = typename Computing<Element>::type;
   using Arithmetic = typename Shape::Arithmetic;
+  static constexpr bool kPlain = Shape::kPlain;
   static constexpr int kPerLane = Shape::kColumns / 2;  // columns 8j + 2t, 8j + 2t + 1 of rows g, g + 8
 
   struct Codes {

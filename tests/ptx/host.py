@@ -22,7 +22,8 @@ class HostLibrary:
     """Compiled CUDA sources whose kernel launches run on ``gpu``, with the host code's own geometry.
 
     ``launches`` keeps the kernel's name and counters of every launch, in order. ``seed`` is passed on
-    to each. ``shared_kib`` is the shared memory of a multiprocessor, which host code may ask for.
+    to each. ``device`` is what host code may ask for: the major number of the compute capability, and the
+    bytes of shared memory of a multiprocessor.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class HostLibrary:
         self._error: BaseException | None = None
         self.launches: list[tuple[str, Counters]] = []
         self.seed = seed
-        self._device = (int(arch.removeprefix("sm_")) // 10, shared_kib * 1024)
+        self.device = (int(arch.removeprefix("sm_")) // 10, shared_kib * 1024)
 
     def call(self, function: str, *args: Any) -> None:
         """Call an ``extern "C"`` function that returns null or an error message."""
@@ -72,7 +73,7 @@ class HostLibrary:
 
     def _call(self, function: str, *args: Any) -> Any:
         self._library.ptx_set_launcher(self._launcher)  # another HostLibrary may share the file
-        self._library.ptx_set_device(*self._device)
+        self._library.ptx_set_device(*self.device)
         native = getattr(self._library, function)
         native.restype = ctypes.c_char_p
         return native(*args)

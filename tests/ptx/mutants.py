@@ -1,6 +1,6 @@
 """Do the tests of the kernels notice damage? Changes the device code in hundreds of places, one at a time.
 
-    cd tests; ../.venv/bin/python -m ptx.mutants            # all: half an hour on two cores
+    cd tests; ../.venv/bin/python -m ptx.mutants            # all: an hour and a half on two cores
     cd tests; ../.venv/bin/python -m ptx.mutants --only 'ring.cuh Ring::next_stage'
 
 Each mutant is compiled and goes through a short battery of problems (``mutation/battery.py``), held to the
@@ -31,6 +31,7 @@ from .mutation.compiler import CompileError, digest_of
 from .mutation.machine import Machine, Undamaged
 from .mutation.operators import Mutant, mutants
 from .mutation.reasons import reason_of, unused_reasons
+from .mutation.source import device_digest
 from .passes import CSRC
 
 HERE = Path(__file__).parent
@@ -146,14 +147,19 @@ def totals(chosen: list[Mutant], work: Workplace) -> str:
     return "\n".join([*lines, f"| all | {sum(kinds.values())} |"])
 
 
-def table(chosen: list[Mutant], work: Workplace) -> str:
-    def cell(text: str) -> str:
-        return text.replace("|", "\\|")
+def cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
+
+def row(mutant: Mutant) -> str:
+    """Its line of the table, but for the last column."""
+    where = f"{mutant.path.name} {mutant.scope.rpartition('::')[2]}"
+    return f"| {where} | `{cell(mutant.line_text)}` | {cell(mutant.what)} |"
+
+
+def table(chosen: list[Mutant], work: Workplace) -> str:
     lines = ["| where | source | change | how it was noticed |", "|---|---|---|---|"]
-    for m in chosen:
-        where, said = f"{m.path.name} {m.scope.rpartition('::')[2]}", verdict(m, work.results[m.key])
-        lines.append(f"| {where} | `{cell(m.line_text)}` | {cell(m.what)} | {cell(said)} |")
+    lines += [f"{row(mutant)} {cell(verdict(mutant, work.results[mutant.key]))} |" for mutant in chosen]
     return "\n".join(lines)
 
 
@@ -161,7 +167,8 @@ INTRODUCTION = """# Damage that the tests of the kernels notice
 
 Written by `python -m ptx.mutants` (in `tests/`), which makes each of these changes to the device code, one at
 a time, compiles it and runs a short battery of problems on the interpreter. Rules stand in brackets, see
-[ptx-interpreter.md](ptx-interpreter.md); after the colon stands the problem that showed it.
+[ptx-interpreter.md](ptx-interpreter.md); after the colon stands the problem that showed it. A test holds the
+digest of the device code, {digest}, to the sources.
 """
 
 
@@ -196,7 +203,8 @@ def main() -> int:
     for key in stale:
         print(f"a reason that fits no survivor: {key}")
     if len(chosen) == len(work.mutants):
-        TABLE.write_text("\n".join([INTRODUCTION, totals(chosen, work), "", table(chosen, work), ""]))
+        head = INTRODUCTION.format(digest=device_digest(work.csrc / "cuda"))
+        TABLE.write_text("\n".join([head, totals(chosen, work), "", table(chosen, work), ""]))
     return 1 if holes or stale else 0
 
 

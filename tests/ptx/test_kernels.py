@@ -54,6 +54,11 @@ MANY = {
 }
 PATHS = [(path, dtype) for path in ("fused", "banded") for dtype in TENSOR_CORES]
 PATHS += [("plain", torch.float32), ("plain", torch.float64)]
+# The plain path is compiled for all GPUs: in float32 it is that of old ones, in float64 that of all.
+GRID = [("sm_80", *taken) for taken in PATHS if taken != ("plain", torch.float32)]
+GRID += [("sm_75", "plain", torch.float32)]
+REST = [("sm_80", "plain", torch.float32), ("sm_75", "plain", torch.float64)]
+NAMES = {"ids": lambda x: str(x).removeprefix("torch.")}
 
 
 def sizes(path: str, receptive_field: int, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -63,8 +68,8 @@ def sizes(path: str, receptive_field: int, dtype: torch.dtype = torch.float32) -
 
 
 @functools.cache
-def kernels(arch: str = "sm_80", **options: int) -> Kernels:
-    return Kernels(arch, **options)
+def kernels(arch: str = "sm_80") -> Kernels:
+    return Kernels(arch, shared_kib={"sm_80": 164, "sm_75": 64}[arch])
 
 
 def copies(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -115,16 +120,25 @@ def run_all(k: Kernels, problem: Problem, dtype: torch.dtype) -> None:
     check(k.double_backward(problem, with_history), problem, dtype, torch_double_backward)
 
 
-@pytest.mark.parametrize(("iterations", "tasks"), [(1, 2), (2, 1), (3, 2), (4, 1)])
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("iterations", [1, 2, 3, 4])
 @pytest.mark.parametrize("receptive_field", [1, 3])
 @pytest.mark.parametrize("shrinkage", SHRINKAGES)
-@pytest.mark.parametrize(("path", "dtype"), PATHS, ids=lambda x: str(x).removeprefix("torch."))
-def test_passes(path, dtype, shrinkage, receptive_field, iterations, tasks):
+@pytest.mark.parametrize(("arch", "path", "dtype"), GRID, **NAMES)
+def test_passes(arch, path, dtype, shrinkage, receptive_field, iterations, tasks):
     settings = {"tasks": tasks, "shrinkage": shrinkage, "iterations": iterations}
-    run_all(kernels(), Problem(**settings, **sizes(path, receptive_field, dtype)), dtype)
+    run_all(kernels(arch), Problem(**settings, **sizes(path, receptive_field, dtype)), dtype)
 
 
-@pytest.mark.parametrize(("path", "dtype"), PATHS, ids=lambda x: str(x).removeprefix("torch."))
+@pytest.mark.parametrize("receptive_field", [1, 3])
+@pytest.mark.parametrize("shrinkage", SHRINKAGES)
+@pytest.mark.parametrize(("arch", "path", "dtype"), REST, **NAMES)
+def test_passes_of_the_other_compilation(arch, path, dtype, shrinkage, receptive_field):
+    problem = Problem(tasks=2, shrinkage=shrinkage, **sizes(path, receptive_field, dtype))
+    run_all(kernels(arch), problem, dtype)
+
+
+@pytest.mark.parametrize(("path", "dtype"), PATHS, **NAMES)
 def test_the_library_says_which_path_it_takes(path, dtype):
     k, problem = kernels(), Problem(iterations=1, **sizes(path, 1, dtype))
     k.forward(problem, problem.rounded(dtype))
@@ -142,7 +156,7 @@ def test_paths_of_larger_problems(steps, field, paths):
     problem = Problem(iterations=steps, receptive_field=field, **large)
     types = (torch.bfloat16, torch.float32, torch.float64)
     assert " ".join(kernels().path("backward", problem, dtype) for dtype in types) == paths
-    assert kernels("sm_75", shared_kib=64).path("backward", problem, torch.float32) == "plain"
+    assert kernels("sm_75").path("backward", problem, torch.float32) == "plain"
     few = Problem(iterations=3, **large | {"query_shape": (1, 3, 3), "channels": 64})  # the backward sums 9
     told = [kernels().path(of, few, torch.float32) for of in ("forward", "backward", "peak")]
     assert told == ["fused", "plain", "fused"]
@@ -154,9 +168,7 @@ def test_paths_of_larger_problems(steps, field, paths):
     [
         {"channels": 1, "query_shape": (1, 1, 1), "atom_shape": (1, 1, 1)},
         {"channels": 1100, "query_shape": (1, 1, 2), "atom_shape": (1, 1, 3)},
-        {"channels": 33, "query_shape": (1, 5, 13), "atom_shape": (3, 5, 7)},
         {"channels": 4, "query_shape": (2, 2, 2), "atom_shape": (1, 5, 2), "receptive_field": 5},
-        {"channels": 18, "query_shape": (1, 5, 13), "atom_shape": (1, 1, 65), "receptive_field": 3},
         # Soft, since SigShrink is steeper than 1 at its knee: many steps amplify any rounding.
         {
             "channels": 53,
@@ -166,130 +178,74 @@ def test_paths_of_larger_problems(steps, field, paths):
             "shrinkage": "soft",
         },
     ],
-    ids=["one", "wide", "beyond tiles", "field 5", "fused no more", "many steps"],
+    ids=["one", "wide", "field 5", "many steps"],
 )
 def test_shapes(shapes, dtype):
     run_all(kernels(), Problem(**{"iterations": 2} | shapes), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
     "shapes",
     [
-        {"tasks": 1, "query_shape": (1, 7, 11)},  # rows of one task
-        {"tasks": 3, "query_shape": (1, 4, 5)},  # two tasks, then one
+        {"channels": 33, "atom_shape": (3, 5, 7)},
+        {"channels": 18, "atom_shape": (1, 1, 65), "receptive_field": 3},  # too wide to be fused
     ],
-    ids=["rows", "tasks"],
+    ids=["1", "3"],
 )
-def test_several_bands(shapes):
-    """More codes than the workspace of a band holds; gradients of atoms add up over bands."""
-    problem = Problem(channels=3, atom_shape=(1, 64, 128), iterations=5, **shapes)
-    run_all(kernels(), problem, torch.bfloat16)
-    rows = problem.tasks * problem.rows[1]
-    every_code = 4 * 4 * problem.iterations * rows * problem.kept_atoms
-    assert kernels().workspace_bytes < every_code
-
-
-# In windows of 64 atoms: codes of 15 queries in 1, 4 and 8 places.
-WINDOWS = {"forward": (8192, forward), "backward": (2048, torch_backward)}
-WINDOWS["double_backward"] = (1024, torch_double_backward)
+def test_beyond_tiles(shapes, dtype):
+    run_all(kernels(), Problem(iterations=2, query_shape=(1, 5, 13), **shapes), dtype)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "shapes"),
-    [
-        (torch.bfloat16, {"channels": 23, "atom_shape": (2, 9, 11), "atoms": 140}),
-        (torch.float32, {"channels": 5, "atom_shape": (2, 7, 11)}),  # all positions, over borders of maps
-    ],
-    ids=["banded, thinned", "plain"],
+    ("path", "iterations"), [("fused", 1), ("fused", 2), ("fused", 3), ("fused", 4), ("banded", 3)]
 )
-def test_windows_of_atoms(dtype, shapes):
-    """Where 16 rows of all codes are more than the workspace may hold, it holds a window of atoms."""
-    shapes = {"tasks": 2, "query_shape": (1, 3, 5), "receptive_field": 3, "iterations": 2, **shapes}
-    problem, tensors = Problem(**shapes), Problem(**shapes).rounded(dtype)
-    k = kernels()
-    for name, (divisor, plain) in WINDOWS.items():
-        problem.limit_divisor = 1
-        whole, launches = getattr(k, name)(problem, tensors), len(k.library.launches)
-        problem.limit_divisor = divisor
-        results = getattr(k, name)(problem, tensors)
-        assert len(k.library.launches) > 3 * launches
-        for one, other in zip(results, whole, strict=True):
-            difference = exact.norm(exact.wide(one) - exact.wide(other))
-            assert difference <= 2 * torch.finfo(dtype).eps * exact.norm(exact.wide(other))
-        if name == "forward":
-            tensors["history"] = whole[1]
-        check(results[:1] if name == "forward" else results, problem, dtype, plain)
-
-
-def test_windows_of_atoms_in_bands_of_queries():
-    """Gradients of atoms add up over bands within a window."""
-    problem = Problem(channels=3, query_shape=(1, 13, 20), atom_shape=(1, 10, 103), iterations=1)
-    problem.limit_divisor = 64
-    run_all(kernels(), problem, torch.float64)
-
-
-@pytest.mark.parametrize("name", WINDOWS)
-def test_codes_take_a_bounded_workspace(name):
-    """However many the atoms: codes and partial sums together at most 64 MiB, here divided."""
-    taken = []
-    for height in (7, 14):
-        shapes = {"query_shape": (1, 3, 5), "atom_shape": (1, height, 20), "receptive_field": 3}
-        problem = Problem(channels=5, iterations=2, limit_divisor=WINDOWS[name][0], **shapes)
-        tensors = problem.rounded(torch.float32)
-        tensors["history"] = tensors["grad_residual"][None]
-        getattr(kernels(), name)(problem, tensors)
-        queries, atoms = problem.rows[1], problem.kept_atoms
-        sets = {"forward": 2, "backward": 5, "double_backward": 9}[name]  # r, h, ṙ, r'
-        reverse = name != "forward"
-        # Positions; maps with padding; rows of D̄, of the gradients of patches, of sums over windows.
-        arrays = 8 * atoms + 4 * 8 * atoms * (1 + (name == "double_backward"))
-        arrays += 4 * 72 * (reverse * (atoms + queries) + (sets + 1) * queries)
-        # Of a single split, which is affordable always, those of all queries and of a window of atoms.
-        results = 4 * 72 * (queries + reverse * 64)
-        taken.append(kernels().workspace_bytes - arrays)
-        assert taken[-1] <= results + (64 << 20) / problem.limit_divisor
-    assert taken[0] == taken[1]
-
-
-@pytest.mark.parametrize("receptive_field", [1, 3])
-@pytest.mark.parametrize("path", ["fused", "banded"])
-def test_tf32(path, receptive_field):
-    allowed = Problem(allow_tf32=True, **sizes(path, receptive_field))
-    run_all(kernels(), allowed, torch.float32)
-    exact, tensors = Problem(**sizes(path, receptive_field)), allowed.rounded(torch.float32)
-    k = kernels()
-    assert not torch.equal(k.forward(allowed, tensors)[0], k.forward(exact, tensors)[0])
-
-
-@pytest.mark.parametrize("shared_kib", [100, 228])
-def test_other_amounts_of_shared_memory(shared_kib):
-    """Owned tiles stay in shared memory or pass through the ring: the same numbers either way."""
-    problem = Problem(channels=150, query_shape=(1, 5, 14), atom_shape=(1, 9, 8))
-    tensors = problem.rounded(torch.float32)
-    expected, other = kernels(), kernels(shared_kib=shared_kib)
-    residual, history = expected.forward(problem, tensors)
-    assert torch.equal(other.forward(problem, tensors)[0], residual)
-    tensors["history"] = history
-    for run in (Kernels.backward, Kernels.double_backward):
-        pairs = zip(run(other, problem, tensors), run(expected, problem, tensors), strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs)
-
-
-@pytest.mark.parametrize(("iterations", "tasks"), [(1, 2), (2, 1), (3, 2), (4, 1)])
 @pytest.mark.parametrize("receptive_field", [1, 3])
 @pytest.mark.parametrize("shrinkage", SHRINKAGES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_passes_on_sm_75(dtype, shrinkage, receptive_field, iterations, tasks):
-    settings = {"tasks": tasks, "shrinkage": shrinkage, "iterations": iterations}
-    problem = Problem(**settings, **sizes("plain", receptive_field))
-    run_all(kernels("sm_75", shared_kib=64), problem, dtype)
+def test_tf32(path, shrinkage, receptive_field, iterations):
+    settings = {"shrinkage": shrinkage, "iterations": iterations, **sizes(path, receptive_field)}
+    allowed, full = Problem(allow_tf32=True, **settings), Problem(**settings)
+    run_all(kernels(), allowed, torch.float32)
+    tensors = allowed.rounded(torch.float32)
+    one, other = (kernels().forward(problem, tensors)[0] for problem in (allowed, full))
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shrinkage", ["none", "sigshrink"])  # soft leaves no gap between so many codes
+@pytest.mark.parametrize(
+    ("path", "channels", "field"), [("fused", 61, 1), ("fused", 11, 3), ("banded", 197, 1), ("banded", 23, 3)]
+)
+def test_sixteen_bits_beyond_tiles(path, channels, field, shrinkage, dtype):
+    """One query more than a block owns, atoms beyond a streamed tile, of prime widths."""
+    shapes = {"query_shape": (1, 5, 13), "atom_shape": (1, 1, 67), "receptive_field": field}
+    problem = Problem(channels=channels, iterations=2, shrinkage=shrinkage, **shapes)
+    assert kernels().path("backward", problem, dtype) == path
+    run_all(kernels(), problem, dtype)
+
+
+def every_result(problem: Problem, dtype: torch.dtype) -> list[Tensor]:
+    """Of all three passes."""
+    k, tensors = kernels(), problem.rounded(dtype)
+    residual, history = k.forward(problem, tensors)
+    tensors["history"] = history
+    return [residual, history, *k.backward(problem, tensors), *k.double_backward(problem, tensors)]
+
+
+def test_other_amounts_of_shared_memory(monkeypatch):
+    """Owned tiles stay in shared memory or pass through the ring: the same numbers either way."""
+    problem = Problem(channels=150, query_shape=(1, 5, 14), atom_shape=(1, 9, 8), iterations=2)
+    expected = every_result(problem, torch.float32)
+    for shared_kib in (100, 228):
+        monkeypatch.setattr(kernels().library, "device", (8, shared_kib * 1024))
+        assert all(map(torch.equal, every_result(problem, torch.float32), expected))
 
 
 def test_sm_75():
     """No tensor cores for these types: float32 takes the plain path, 16 bits are refused."""
-    turing = kernels("sm_75", shared_kib=64)
+    turing = kernels("sm_75")
     for path, receptive_field in CHANNELS:
-        problem = Problem(**sizes(path, receptive_field))
+        problem = Problem(iterations=1, **sizes(path, receptive_field))
         run_all(turing, problem, torch.float32)
     with pytest.raises(RuntimeError, match=r"compute capability 8\.0 or newer: use float32"):
         turing.forward(problem, problem.rounded(torch.bfloat16))
@@ -331,18 +287,13 @@ def inner_products(problem: Problem, tensors: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("path", ["fused", "banded"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_results_do_not_depend_on_the_order_of_warps(dtype, path):
-    larger = {"query_shape": (2, 5, 7), "atom_shape": (1, 9, 9), "atoms": 70}
+def test_results_do_not_depend_on_the_order_of_warps(dtype, path, monkeypatch):
+    larger = {"query_shape": (2, 5, 7), "atom_shape": (1, 9, 9), "atoms": 70, "iterations": 2}
     problem = Problem(tasks=2, **sizes(path, 3) | larger)
-    tensors = problem.rounded(dtype)
-    expected, history = kernels().forward(problem, tensors)
-    tensors["history"] = history
-    gradients = kernels().double_backward(problem, tensors)
+    expected = every_result(problem, dtype)
     for seed in (1, 2):
-        k = kernels(seed=seed)
-        assert torch.equal(k.forward(problem, tensors)[0], expected)
-        got = k.double_backward(problem, tensors)
-        assert all(torch.equal(a, b) for a, b in zip(got, gradients, strict=True))
+        monkeypatch.setattr(kernels().library, "seed", seed)
+        assert all(map(torch.equal, every_result(problem, dtype), expected))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

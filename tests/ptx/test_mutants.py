@@ -13,9 +13,11 @@ from .mutation.operators import OPERATORS, mutants
 if nvcc() is None:
     pytest.skip("nvcc was not found: no damaged kernels to run", allow_module_level=True)
 
+from .mutants import TABLE, row
 from .mutation.battery import run
 from .mutation.cases import CASES
 from .mutation.machine import Machine, Undamaged
+from .mutation.source import device_digest
 from .passes import CSRC
 
 SOURCE = """
@@ -83,6 +85,27 @@ def test_every_kind_is_found_in_the_kernels():
         assert len(removed) == len(re.findall(calls, text))
     assert len({m.key for m in found}) == len(found)
     assert min(sum(m.kind == kind for m in found) for kind in ("bounds", "arguments", "integers")) > 50
+
+
+def test_the_table_is_of_the_present_device_code():
+    page = TABLE.read_text()
+    assert f"device code, {device_digest(CSRC / 'cuda')}, to" in page, (
+        "docs/mutants.md is of other device code: run `cd tests; python -m ptx.mutants`, which takes an hour"
+    )
+    lines = page.partition("|---|---|---|---|\n")[2].splitlines()
+    found = mutants(CSRC / "cuda")
+    assert len(lines) == len(found)
+    assert not [m.key for line, m in zip(lines, found, strict=True) if not line.startswith(row(m))]
+
+
+def test_device_code_alone_counts(tmp_path):
+    path = tmp_path / "kernel.cu"
+    path.write_text(SOURCE)
+    before = device_digest(tmp_path)
+    path.write_text(SOURCE.replace("i < 3 ? i", "i < 9 ? i").replace("row < 4\n", "why\n"))
+    assert device_digest(tmp_path) == before
+    path.write_text(SOURCE.replace("row * 4", "row * 5"))
+    assert device_digest(tmp_path) != before
 
 
 SAMPLE = {

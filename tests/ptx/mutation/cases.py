@@ -104,4 +104,10 @@ CASES = [
         **{"tasks": 3, "channels": 7, "atoms": 70, "iterations": 5, "small": True},
         **_FIELD,
     ),
+    _case(
+        "windows of atoms",
+        *((1, 3, 5), (2, 7, 11)),
+        **{"tasks": 2, "channels": 5, "iterations": 2, "limit_divisor": 1024},
+        **_FIELD,
+    ),
 ]

@@ -5,6 +5,7 @@ Everything here relies on clang-format: binary operators stand between blanks, t
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,6 +76,17 @@ class Source:
 
     def line_text(self, at: int) -> str:
         return self.text[self.text.rfind("\n", 0, at) + 1 : self.text.find("\n", at)].strip()
+
+
+def device_digest(folder: Path) -> str:
+    """Of all functions of a folder that run on the device, without comments and white space."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        source = Source(path)
+        for region in source.regions:
+            code = "".join(source.code[region.start : region.end].split())
+            digest.update(f"{path.name}\0{region.name}\0{code}\0".encode())
+    return digest.hexdigest()[:16]
 
 
 def closing(code: str, at: int) -> int:
