@@ -17,6 +17,9 @@ REASONS: dict[str, str] = {
     "Places::count … result + 1": "a place that nobody uses; only memory",
     "Places::count … `dual` always true": "places that nobody uses; only memory",
     "Places::count … `steps + 1` to": "a place that nobody uses; only memory",
+    "subtract_dual_products … a turn fewer": (
+        "one entry's products are summed apart, and subtracted; only another rounding"
+    ),
     "BackwardAtoms::tile … a turn more": "what it computes last is not read",
     "SecondAtoms::tile … a turn more": "what it computes last is not read",
     "BackwardStep::tile … `i >= m` always true": "nothing reads the slopes of steps before m; only time",
