@@ -12,6 +12,10 @@
 namespace fsad {
 inline namespace FSAD_ISA {
 
+// Whether a block asks for the rows of the next one while it computes: wide vectors outrun the second cache's
+// own fetching, narrow ones have no slot to spare for it.
+constexpr bool kFetchAhead = kVectorBytes == 64;
+
 // Columns of the widest block.
 template <class Real>
 constexpr int kBlock = 2 * kLanes<Real>;
@@ -33,29 +37,47 @@ struct Target {
 };
 
 template <class Real, int kRows, int kVectors>
-inline void finish_block(Vector<Real> (&sum)[kRows][kVectors], const Target<Real>& target) {
-  for (int row = 0; row < kRows; ++row) {
-    for (int v = 0; v < kVectors; ++v) {
-      Real* place = target.data + row * target.stride + v * kLanes<Real>;
-      store(place, target.accumulate ? load(place) + sum[row][v] : sum[row][v]);
+inline void finish_block(Vector<Real> (&sum)[kRows][kVectors], Target<Real> target) {
+  if (target.accumulate) {
+#pragma GCC unroll 12
+    for (int row = 0; row < kRows; ++row) {
+      const Real* place = target.data + row * target.stride;
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sum[row][v] += load(place + v * kLanes<Real>);
     }
+  }
+#pragma GCC unroll 12
+  for (int row = 0; row < kRows; ++row) {
+    Real* place = target.data + row * target.stride;
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) store(place + v * kLanes<Real>, sum[row][v]);
   }
 }
 
 template <class Real, int kRows, int kVectors>
 inline void right_block(Rows<Real> a, int64_t depth, int64_t parts, const Real* b, int64_t b_stride,
-                        const Target<Real>& target) {
+                        Target<Real> target) {
   constexpr int lanes = kLanes<Real>;
   Vector<Real> sum[kRows][kVectors] = {};
+  // A pointer for every third row, as addresses may be base + stride and base + 2 stride: one for each row
+  // would be more than there are registers.
+  constexpr int kPointers = (kRows + 2) / 3;
   for (int64_t part = 0; part < parts; ++part) {
-    const Real* a_column = a.data + part * a.apart;
-    for (int64_t k = 0; k < depth; ++k, b += b_stride, ++a_column) {
+    const Real *thirds[kPointers], *next = a.data + part * a.apart + kRows * a.stride;
+    for (int i = 0; i < kPointers; ++i) thirds[i] = a.data + part * a.apart + 3 * i * a.stride;
+    for (int64_t k = 0; k < depth; ++k, b += b_stride) {
       Vector<Real> right[kVectors];
       for (int v = 0; v < kVectors; ++v) right[v] = load(b + v * lanes);
 #pragma GCC unroll 12
       for (int row = 0; row < kRows; ++row) {
-        const Real value = a_column[row * a.stride];
+        const Real value = thirds[row / 3][row % 3 * a.stride];
         for (int v = 0; v < kVectors; ++v) sum[row][v] += right[v] * value;
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kPointers; ++i) ++thirds[i];
+      if constexpr (kFetchAhead) {
+        __builtin_prefetch(next);
+        next += kRows;
       }
     }
   }
@@ -64,7 +86,7 @@ inline void right_block(Rows<Real> a, int64_t depth, int64_t parts, const Real* 
 
 template <class Real, int kRows, int kVectors>
 inline void across_block(Rows<Real> a, const int* listed, int64_t depth, const Real* b, int64_t b_stride,
-                         const Target<Real>& target) {
+                         Target<Real> target) {
   constexpr int lanes = kLanes<Real>;
   Vector<Real> sum[kRows][kVectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
@@ -126,7 +148,7 @@ inline Real sum_of_lanes(Vector<Real> vector) {
 // c_i = or += ⟨a_i, b⟩; c is strided.
 template <class Real>
 inline void inner_products(int64_t rows, Rows<Real> a, int64_t depth, const Real* b,
-                           const Target<Real>& target) {
+                           Target<Real> target) {
   constexpr int lanes = kLanes<Real>;
   for_each_block<4>(rows, [&](int64_t first, auto count) {
     constexpr int kRows = decltype(count)::value;

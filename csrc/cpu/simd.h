@@ -3,6 +3,10 @@
 
 #include <cstdint>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "shrinkage.h"
 
 namespace fsad {
@@ -102,7 +106,15 @@ struct Lanes<FSAD_ISA::Vector<float>> {
   static inline FSAD_ISA::Vector<float> exp(FSAD_ISA::Vector<float> x) {
     return FSAD_ISA::vector_exp<float>(x);
   }
-  static inline FSAD_ISA::Vector<float> reciprocal(FSAD_ISA::Vector<float> x) { return 1 / x; }
+  static inline FSAD_ISA::Vector<float> reciprocal(FSAD_ISA::Vector<float> x) {
+#if defined(__AVX512F__)
+    // An estimate to 14 bits and one step of Newton: to 2 units in the last place, in a third of a division.
+    const FSAD_ISA::Vector<float> y = _mm512_maskz_rcp14_ps(0xffff, x);
+    return y + y * (1 - x * y);
+#else
+    return 1 / x;
+#endif
+  }
 };
 
 template <>
