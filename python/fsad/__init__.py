@@ -1,7 +1,5 @@
 """fsad: few-shot, fast-adaptive anomaly detection by sparse coding over the features of normal images."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

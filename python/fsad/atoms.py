@@ -1,18 +1,19 @@
 """From the feature maps of normal images to a dictionary that three iterations can code over.
 
 Atoms are the l×l patches of maps, named by their flat position in K·h·w; nothing here forms them, except
-for the few that a thinned dictionary keeps.
+for the few that a thinned dictionary keeps: those of a greedy coreset (farthest-point selection).
 """
-
-from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from fsad import coreset, patches, whitening
+from fsad import patches, whitening
 from fsad.errors import DivergedError, InputError
+
+PROJECTED_WIDTH = 32
 
 
 class Dictionary(NamedTuple):
@@ -25,12 +26,7 @@ class Dictionary(NamedTuple):
 
 
 def prepare(
-    maps: Tensor,
-    index: Tensor | None,
-    moment: Tensor,
-    step: str | float,
-    ridge: float,
-    receptive_field: int,
+    maps: Tensor, index: Tensor | None, moment: Tensor, step: str | float, ridge: float, receptive_field: int
 ) -> Dictionary:
     """Whiten, scale and choose η as ``step`` says (see ``SparseCodingLayer``).
 
@@ -46,8 +42,7 @@ def prepare(
     if step == "whiten":
         whitener = whitening.whitening_matrix(moment, ridge)
         maps = whitening.apply(whitener, maps)
-        norm = _norm(maps, index, receptive_field)
-        maps = maps / norm[:, None, None, None, None]
+        maps = maps / _norm(maps, index, receptive_field)[:, None, None, None, None]
         return Dictionary(maps, index, maps.new_ones(tasks), whitener)
     eta = _norm(maps, index, receptive_field).square().reciprocal()
     return Dictionary(maps, index, eta, None)
@@ -64,12 +59,43 @@ def check_step(dictionary: Dictionary, receptive_field: int) -> None:
         )
 
 
-def thin(maps: Tensor, candidates: Tensor | None, max_atoms: int, receptive_field: int) -> Tensor:
-    """At most ``max_atoms`` of the candidate patches of maps (K, c, h, w), by greedy coreset: (k,)."""
-    points = coreset.project(maps, receptive_field, padding=receptive_field // 2)
+def thin(
+    maps: Tensor, candidates: Tensor | None, max_atoms: int, receptive_field: int, padding: int | None = None
+) -> Tensor:
+    """At most ``max_atoms`` of the candidate patches of maps (K, c, h, w), by greedy coreset: (k,).
+
+    Their distances are those of a fixed random projection to 32 numbers. It is a convolution, so patches are
+    never formed, and it depends on no random state. ``padding`` is receptive_field // 2 by default.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (PROJECTED_WIDTH, maps.shape[1], receptive_field, receptive_field)
+    kernel = torch.randn(shape, generator=generator).to(maps)
+    projected = F.conv2d(maps.detach(), kernel, padding=receptive_field // 2 if padding is None else padding)
+    points = projected.permute(0, 2, 3, 1).reshape(-1, PROJECTED_WIDTH)
     if candidates is None:
-        return coreset.farthest_points(points, max_atoms)
-    return candidates[coreset.farthest_points(points[candidates], max_atoms)]
+        return _farthest_points(points, max_atoms)
+    return candidates[_farthest_points(points[candidates], max_atoms)]
+
+
+def _farthest_points(points: Tensor, count: int) -> Tensor:
+    """Indices of ``count`` of the points (n, width), each farthest from those before, sorted: (count,).
+
+    Starts with the point farthest from the mean. All points if there are no more than ``count``.
+    """
+    if len(points) <= count:
+        return torch.arange(len(points), device=points.device)
+    half_square = points.square().sum(1) / 2
+    chosen = torch.empty(count, dtype=torch.int64, device=points.device)
+    farthest = (points - points.mean(0)).square().sum(1).argmax()
+    # Half squared distances, ‖x‖²/2 − ⟨x, y⟩ + ‖y‖²/2: one matrix-vector product an atom.
+    distance = torch.full_like(half_square, torch.inf)
+    for i in range(count):
+        chosen[i] = farthest
+        offset = half_square + half_square[farthest]
+        torch.minimum(distance, torch.addmv(offset, points, points[farthest], alpha=-1), out=distance)
+        distance[farthest] = -torch.inf  # never twice, also among duplicates
+        farthest = distance.argmax()
+    return chosen.sort().values
 
 
 def cut_patches(maps: Tensor, index: Tensor, receptive_field: int) -> Tensor:
@@ -77,12 +103,6 @@ def cut_patches(maps: Tensor, index: Tensor, receptive_field: int) -> Tensor:
     rows = patches.patch_rows(maps.movedim(1, -1)[None], index[None], receptive_field)
     stacked = torch.stack([row[0] for row in rows], dim=-1)
     return stacked.unflatten(-1, (receptive_field, receptive_field)).contiguous()
-
-
-def centers(count: int, receptive_field: int, device: torch.device) -> Tensor:
-    """Flat positions of the centres of ``count`` maps that are one patch each."""
-    area = receptive_field**2
-    return torch.arange(count, device=device) * area + area // 2
 
 
 def positions(mask: Tensor | None, maps: Tensor) -> Tensor | None:

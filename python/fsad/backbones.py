@@ -4,10 +4,7 @@ Each normalises its own input. ``load_backbone`` turns a name, or any ``nn.Modul
 which knows what a saved model needs to find the same features again.
 """
 
-from __future__ import annotations
-
 import copy
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from torch import Tensor, nn
 
 from fsad.efficientnet import EfficientNetLite0, merge_levels
 from fsad.errors import FsadError, InputError, ModelFileError
+from fsad.model_file import digest
 from fsad.networks import SHIPPED, SmallResNet, load_network
 
 
@@ -37,11 +35,7 @@ class Backbone(nn.Module):
     @property
     def weights_hash(self) -> str:
         """SHA-256 (hex) over keys, dtypes, shapes and bytes of the state dict; follows every change of it."""
-        digest = hashlib.sha256()
-        for key, tensor in sorted(self.module.state_dict().items()):
-            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)};".encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return digest("", self.module.state_dict())
 
 
 class _TimmLevels(nn.Module):

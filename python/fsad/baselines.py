@@ -4,8 +4,6 @@ Each method has ``fit`` and ``score_map``. On features, vectors are scaled to un
 coding layer does it. Another baseline is another class, and a line in ``METHODS``.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
@@ -13,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fsad import coreset
+from fsad.atoms import thin
 from fsad.backbones import Backbone
 from fsad.energy import AdaptiveEnergyModel
 from fsad.errors import InputError, NotAdaptedError
@@ -70,12 +68,11 @@ class NearestNeighbour(_Baseline):
     def __init__(self, max_atoms: int | None = None) -> None:
         self.max_atoms = max_atoms
 
-    def fit(self, features: Tensor) -> NearestNeighbour:
+    def fit(self, features: Tensor) -> "NearestNeighbour":
         unit, _ = _support_moment(features)
         self._fitted = unit.movedim(1, -1).flatten(0, 2)
         if self.max_atoms is not None:
-            points = coreset.project(unit, receptive_field=1, padding=0)
-            self._fitted = self._fitted[coreset.farthest_points(points, self.max_atoms)]
+            self._fitted = self._fitted[thin(unit, None, self.max_atoms, receptive_field=1)]
         return self
 
     def _score(self, unit: Tensor) -> Tensor:
@@ -93,7 +90,7 @@ class Mahalanobis(_Baseline):
     def __init__(self, ridge: float = 0.1) -> None:
         self.ridge = ridge
 
-    def fit(self, features: Tensor) -> Mahalanobis:
+    def fit(self, features: Tensor) -> "Mahalanobis":
         unit, moment = _support_moment(features)
         self._mean = unit.mean((0, 2, 3))
         self._fitted = whitening_matrix((moment - torch.outer(self._mean, self._mean))[None], self.ridge)[0]
@@ -113,7 +110,7 @@ class Ridge(_Baseline):
     def __init__(self, ridge: float = 0.1) -> None:
         self.ridge = ridge
 
-    def fit(self, features: Tensor) -> Ridge:
+    def fit(self, features: Tensor) -> "Ridge":
         _, moment = _support_moment(features)
         penalty = self.ridge * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
         self._fitted = torch.linalg.solve(moment + penalty, penalty)
@@ -132,7 +129,7 @@ class Subspace(_Baseline):
     def __init__(self, share: float = 0.95) -> None:
         self.share = share
 
-    def fit(self, features: Tensor) -> Subspace:
+    def fit(self, features: Tensor) -> "Subspace":
         _, moment = _support_moment(features)
         energies, directions = torch.linalg.eigh(moment)  # the smallest first
         outside = directions[:, energies.cumsum(0) <= (1 - self.share) * energies.sum()]
@@ -149,7 +146,7 @@ class SparseCoding:
     def __init__(self, layer: SparseCodingLayer) -> None:
         self.layer = layer
 
-    def fit(self, features: Tensor) -> SparseCoding:
+    def fit(self, features: Tensor) -> "SparseCoding":
         self.layer.adapt(features)
         return self
 
@@ -163,7 +160,7 @@ class GradientMap:
     def __init__(self, network: Backbone, layer: SparseCodingLayer) -> None:
         self._model = AdaptiveEnergyModel(network, layer)
 
-    def fit(self, pictures: Tensor) -> GradientMap:
+    def fit(self, pictures: Tensor) -> "GradientMap":
         self._model.adapt(pictures)
         return self
 
@@ -181,7 +178,7 @@ class MamlAutoencoder:
             )
         self._loss = MamlLoss(autoencoder.module.requires_grad_())
 
-    def fit(self, pictures: Tensor) -> MamlAutoencoder:
+    def fit(self, pictures: Tensor) -> "MamlAutoencoder":
         self._support = pictures
         return self
 

@@ -5,8 +5,6 @@ probability at most (K + 1 - r)/(K + 1) (conformal prediction: Vovk, Gammerman a
 *Algorithmic Learning in a Random World*, 2005). No level finer than 1/(K + 1) can be promised.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """What turns a normal picture into an abnormal one: the starting points of "learning from inpainting"."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

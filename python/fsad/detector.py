@@ -1,7 +1,5 @@
 """Few-shot anomaly detection on pictures, in the manners of scikit-learn's outlier detectors."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math
@@ -96,7 +94,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         self.seed = seed
         self.max_pixels = max_pixels
 
-    def fit(self, normal: Any, y: None = None) -> FewShotDetector:
+    def fit(self, normal: Any, y: None = None) -> "FewShotDetector":
         """Make the dictionary from normal pictures, and a threshold from their held-out scores."""
         self.__dict__.pop("threshold_", None)  # not fitted until all of this has succeeded
         self._build(load_backbone(copy.deepcopy(self.backbone)))
@@ -108,7 +106,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         self.suspects_ = calibration.suspects(scores)
         return self
 
-    def update(self, normal: Any, *, representative: bool = False) -> FewShotDetector:
+    def update(self, normal: Any, *, representative: bool = False) -> "FewShotDetector":
         """Add normal pictures, such as a good part wrongly rejected, to the dictionary.
 
         A hand-picked picture says nothing about how often normal ones score high, so the threshold
@@ -127,7 +125,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
 
     def set_threshold(
         self, value: float | None = None, *, false_alarm: float | None = None, bad: Any = None
-    ) -> FewShotDetector:
+    ) -> "FewShotDetector":
         """Move the threshold without adapting again, by exactly one of these.
 
         Args:
@@ -209,7 +207,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
     @classmethod
     def load(
         cls, path: str | Path, backbone: str | nn.Module | None = None, device: str = "cpu"
-    ) -> FewShotDetector:
+    ) -> "FewShotDetector":
         """Read what ``save`` wrote; scores and decisions are those of the saved detector.
 
         A module of your own is not in the file: pass it again as ``backbone``. Raises
@@ -231,7 +229,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
     @classmethod
     def _rebuilt(
         cls, path: str | Path, tensors: dict[str, Tensor], saved: dict[str, Any], backbone: Any, device: str
-    ) -> FewShotDetector:
+    ) -> "FewShotDetector":
         detector = cls(
             saved["backbone"]["name"] if backbone is None else backbone,
             sparse_coding=SparseCodingLayer(**saved["sparse_coding"]),

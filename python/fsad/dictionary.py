@@ -1,13 +1,11 @@
 """The dictionary that a layer keeps: made from normal feature maps, extended, saved and moved."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fsad import atoms, coreset, functional, whitening
+from fsad import atoms, functional, whitening
 from fsad.errors import InputError
 
 
@@ -19,19 +17,11 @@ class StoredDictionary(nn.Module):
     """
 
     def __init__(
-        self,
-        receptive_field: int,
-        step: str | float,
-        ridge: float,
-        normalize: bool,
-        max_atoms: int | None,
+        self, receptive_field: int, step: str | float, ridge: float, normalize: bool, max_atoms: int | None
     ) -> None:
         super().__init__()
-        self.receptive_field = receptive_field
-        self.step = step
-        self.ridge = ridge
-        self.normalize = normalize
-        self.max_atoms = max_atoms
+        self.receptive_field, self.step, self.ridge = receptive_field, step, ridge
+        self.normalize, self.max_atoms = normalize, max_atoms
         self.register_buffer("support", torch.empty(0))  # maps (K, c, h, w); empty: not adapted
         self.register_buffer("atom_index", torch.empty(0, dtype=torch.int64))  # (k,); empty for all
         self.register_buffer("moment", torch.empty(0))  # second moment of all vectors seen (c, c)
@@ -52,7 +42,7 @@ class StoredDictionary(nn.Module):
             return len(self.atom_index)
         return self.support[:, 0].numel()
 
-    def adapt(self, support: Tensor, mask: Tensor | None = None) -> StoredDictionary:
+    def adapt(self, support: Tensor, mask: Tensor | None = None) -> "StoredDictionary":
         """Make the dictionary from the feature maps of normal images, replacing any former one.
 
         Args:
@@ -77,7 +67,7 @@ class StoredDictionary(nn.Module):
             candidates = self._centers(maps)
         return self._store(maps, candidates, moment, available)
 
-    def extend(self, support: Tensor, mask: Tensor | None = None) -> StoredDictionary:
+    def extend(self, support: Tensor, mask: Tensor | None = None) -> "StoredDictionary":
         """Add the feature maps of more normal images to the dictionary; arguments as in ``adapt``.
 
         The second moment behind the whitening becomes exactly that of all images together; with
@@ -97,22 +87,17 @@ class StoredDictionary(nn.Module):
         moment = (self.moment * int(self.count) + rows.mT @ rows) / total
         if new is None:
             new = torch.arange(len(rows), device=maps.device)
-        new_patches = atoms.cut_patches(maps, new, self.receptive_field)
-        maps = torch.cat([self._patches(), new_patches])
-        if self.max_atoms is not None and len(maps) > self.max_atoms:
-            points = coreset.project(maps, self.receptive_field, padding=0)
-            maps = maps[coreset.farthest_points(points, self.max_atoms)]
+        maps = torch.cat([self._patches(), atoms.cut_patches(maps, new, self.receptive_field)])
+        if self.max_atoms is not None:
+            maps = maps[atoms.thin(maps, None, self.max_atoms, self.receptive_field, padding=0)]
         return self._store(maps, self._centers(maps), moment, total)
 
     def compact(self, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
         """The fewest numbers that rebuild the adapted layer: each atom as an l×l patch, in ``dtype``."""
-        return {
-            "patches": self._patches().to(dtype),
-            "moment": self.moment.clone(),
-            "count": self.count.clone(),
-        }
+        patches = self._patches().to(dtype)
+        return {"patches": patches, "moment": self.moment.clone(), "count": self.count.clone()}
 
-    def load_compact(self, tensors: dict[str, Tensor]) -> StoredDictionary:
+    def load_compact(self, tensors: dict[str, Tensor]) -> "StoredDictionary":
         """Rebuild the dictionary that ``compact`` described."""
         maps = tensors["patches"].to(tensors["moment"])
         return self._store(maps, self._centers(maps), tensors["moment"], int(tensors["count"]))
@@ -134,21 +119,17 @@ class StoredDictionary(nn.Module):
 
     def _centers(self, maps: Tensor) -> Tensor | None:
         """Where the atoms of maps that are one patch each lie; None if that is everywhere."""
-        if self.receptive_field == 1:
-            return None
-        return atoms.centers(len(maps), self.receptive_field, maps.device)
+        area = self.receptive_field**2
+        return None if area == 1 else torch.arange(len(maps), device=maps.device) * area + area // 2
 
-    def _store(self, maps: Tensor, index: Tensor | None, moment: Tensor, count: int) -> StoredDictionary:
-        stored_index = None if index is None else index[None]
-        ready = atoms.prepare(
-            maps[None], stored_index, moment[None], self.step, self.ridge, self.receptive_field
-        )
+    def _store(self, maps: Tensor, index: Tensor | None, moment: Tensor, count: int) -> "StoredDictionary":
+        kept = None if index is None else index[None]
+        ready = atoms.prepare(maps[None], kept, moment[None], self.step, self.ridge, self.receptive_field)
         if not isinstance(self.step, str):
             atoms.check_step(ready, self.receptive_field)
         self.support = maps.contiguous()
         self.atom_index = maps.new_empty(0, dtype=torch.int64) if index is None else index
-        self.moment = moment
-        self.count = torch.tensor(count, device=maps.device)
+        self.moment, self.count = moment, torch.tensor(count, device=maps.device)
         self.atoms = functional.channels_last(ready.atoms).movedim(-1, 2)
         self.gain = ready.step
         self.whitener = maps.new_empty(0) if ready.whitener is None else ready.whitener[0]

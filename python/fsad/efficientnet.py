@@ -1,7 +1,5 @@
 """EfficientNet-Lite0 with ImageNet weights, in plain PyTorch: the default feature extractor."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The adaptive energy model (section 3.1, eq. 8): a backbone and a sparse coding layer."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,7 +39,7 @@ class AdaptiveEnergyModel(nn.Module):
             raise InputError(f"the backbone must give one feature map (B, c, h, w); got {got}")
         return features
 
-    def adapt(self, images: Tensor, augment: bool = False) -> AdaptiveEnergyModel:
+    def adapt(self, images: Tensor, augment: bool = False) -> "AdaptiveEnergyModel":
         """Make the dictionary from normal images (K, 3, H, W): one forward pass, no training.
 
         Args:
@@ -52,7 +50,7 @@ class AdaptiveEnergyModel(nn.Module):
             self.sparse_coding.adapt(self.features(augmented(images) if augment else images))
         return self
 
-    def extend(self, images: Tensor, augment: bool = False) -> AdaptiveEnergyModel:
+    def extend(self, images: Tensor, augment: bool = False) -> "AdaptiveEnergyModel":
         """Add more normal images to the dictionary; arguments as in ``adapt``."""
         with torch.no_grad():
             self.sparse_coding.extend(self.features(augmented(images) if augment else images))

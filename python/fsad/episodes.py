@@ -1,7 +1,5 @@
 """Episodes: few-shot tasks drawn from many categories of normal pictures (section 3.2, Algorithm 1)."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What one episode costs: the loss of Algorithm 1 (eqs. 10 to 12), as a module to differentiate once more."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Any

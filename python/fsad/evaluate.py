@@ -5,10 +5,7 @@ alike. The result of one method on one draw is a file of its own: an interrupted
 is missing.
 """
 
-from __future__ import annotations
-
 import hashlib
-import io
 import json
 import tempfile
 from collections import Counter
@@ -21,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fsad.backbones import Backbone, load_backbone
@@ -29,6 +25,7 @@ from fsad.baselines import METHODS
 from fsad.datasets import Category, fingerprint, read_mask, read_picture
 from fsad.energy import augmented
 from fsad.errors import InputError
+from fsad.figures import write_png
 from fsad.frames import score_maps
 from fsad.images import resize
 from fsad.metrics import PixelMetrics, frame_auc, image_metrics
@@ -131,7 +128,7 @@ def run_evaluation(
                 for run in missing:
                     result, maps = _judge(run, category, store)
                     if run.draw == 0:
-                        replace_file(paths[run].with_suffix(".png"), maps)
+                        write_png(paths[run].with_suffix(".png"), maps)
                     stored = {**asdict(run), "file": run.file, **result}
                     replace_file(paths[run], json.dumps(stored).encode())
                     progress(run)
@@ -239,8 +236,8 @@ class _Store:
         return np.lib.format.open_memmap(self._scratch / f"{name}.npy", "w+", np.float32, shape)
 
 
-def _judge(run: Run, category: Category, store: _Store) -> tuple[dict[str, Any], bytes]:
-    """What a run's file holds, and a PNG of the maps of ``examples``, one below the other."""
+def _judge(run: Run, category: Category, store: _Store) -> tuple[dict[str, Any], np.ndarray]:
+    """What a run's file holds, and the pixels of the maps of ``examples``, one below the other."""
     size, device = store.protocol.size, store.protocol.device
     method = METHODS[run.method].make(None if run.network == NONE else store.network(run.network))
     support, test = store.inputs(run)
@@ -272,14 +269,11 @@ def _judge(run: Run, category: Category, store: _Store) -> tuple[dict[str, Any],
     if category.has_masks:
         found["metrics"] |= pixels.compute()
         found["PRO curve"] = pixels.pro_curve().tolist()
-    return found | {"scores": scores, "anomalous": anomalous.tolist()}, _png(kept)
+    return found | {"scores": scores, "anomalous": anomalous.tolist()}, _pixels(kept)
 
 
-def _png(maps: Sequence[np.ndarray]) -> bytes:
+def _pixels(maps: Sequence[np.ndarray]) -> np.ndarray:
     """Maps (h, w) as grey levels, from the smallest value of all to the largest."""
     column = np.concatenate([resize(each[:, :, None], EXAMPLE_SIZE)[:, :, 0] for each in maps])
     low, high = column.min(), column.max()
-    grey = (255 * (column - low) / max(high - low, np.finfo(np.float32).tiny)).round().astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(grey).save(file, "PNG")
-    return file.getvalue()
+    return (255 * (column - low) / max(high - low, np.finfo(np.float32).tiny)).round().astype(np.uint8)

@@ -1,15 +1,15 @@
-"""Figures by matplotlib, which the extra ``plots`` brings."""
-
-from __future__ import annotations
+"""Figures by matplotlib, which the extra ``plots`` brings, and pictures, as PNG files."""
 
 import io
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from fsad.errors import FsadError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from fsad.model_file import replace_file
 
 
 def need_matplotlib() -> None:
@@ -18,7 +18,18 @@ def need_matplotlib() -> None:
         raise FsadError("plots are drawn by matplotlib; run: pip install 'fsad[plots]'")
 
 
-def png(figure: Figure) -> bytes:
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib.figure.Figure of so many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def write_png(path: Path, drawn: Any) -> None:
+    """Write a figure, or pixels, uint8 (H, W) or (H, W, 3), whole or not at all."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=80)
-    return file.getvalue()
+    if isinstance(drawn, np.ndarray):
+        Image.fromarray(drawn).save(file, "PNG")
+    else:
+        drawn.savefig(file, format="png", dpi=80)
+    replace_file(path, file.getvalue())

@@ -4,8 +4,6 @@ Tiles, the region of interest and pooling are here. Every score of this project,
 baseline beside it, is pooled in the same way (``score_maps``).
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -36,7 +34,7 @@ class Frame:
     roi: Tensor | None = None  # bool (H, W); None where every pixel counts
 
     @classmethod
-    def of(cls, size: tuple[int, int], tile: int, roi: Tensor | None) -> Frame:
+    def of(cls, size: tuple[int, int], tile: int, roi: Tensor | None) -> "Frame":
         """Square tiles that overlap by a quarter or more and cover all that counts.
 
         Raises InputError for a picture smaller than one tile, or where nothing counts.

@@ -10,8 +10,6 @@ On a GPU, float32 products follow torch's own setting for matrix products
 unless TF32 is allowed there.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence
@@ -90,26 +88,10 @@ def istc(
             "istc takes queries ([T,] n, d) and atoms ([T,] k, d), with T on both or on neither; "
             f"got {tuple(queries.shape)} and {tuple(atoms.shape)}"
         )
-    if queries.dim() == 2:
-        return istc(
-            queries[None],
-            atoms[None],
-            lambdas,
-            step=step,
-            tau=tau,
-            shrinkage=shrinkage,
-            backend=backend,
-        )[0]
-    residual = sparse_code(
-        queries.mT[:, None, :, None, :],  # one map of n×1 positions a task
-        atoms.mT[:, None, :, None, :],
-        lambdas,
-        step=step,
-        tau=tau,
-        shrinkage=shrinkage,
-        backend=backend,
-    )
-    return residual[:, 0, :, 0, :].mT
+    # One map of 1×n positions a task.
+    z, d = queries.mT[..., None, :, None, :], atoms.mT[..., None, :, None, :]
+    residual = sparse_code(z, d, lambdas, step=step, tau=tau, shrinkage=shrinkage, backend=backend)
+    return residual[..., 0, :, 0, :].mT
 
 
 def sparse_code(
@@ -146,29 +128,18 @@ def sparse_code(
         InputError: for shapes, dtypes, devices or settings that do not fit.
     """
     _check_floating("features", features, "support_features", support_features)
-    if features.dim() == 4 and support_features.dim() == 4:
-        return sparse_code(
-            features[None],
-            support_features[None],
-            lambdas,
-            receptive_field=receptive_field,
-            atom_index=None if atom_index is None else atom_index[None],
-            scale=None if scale is None else scale[None],
-            step=step,
-            tau=tau,
-            shrinkage=shrinkage,
-            backend=backend,
-        )[0]
+    is_single = features.dim() == 4 and support_features.dim() == 4
+    if is_single:
+        features, support_features = features[None], support_features[None]
+        atom_index = None if atom_index is None else atom_index[None]
+        scale = None if scale is None else scale[None]
     _check_maps(features, support_features, receptive_field, atom_index)
     lambdas, taus = check_schedule(lambdas, tau, shrinkage)
     tasks, images, channels, height, width = features.shape
     if scale is None:
         scale = features.new_ones(tasks, images * height * width)
-    elif scale.shape != (tasks, images * height * width):
-        raise InputError(
-            f"scale must hold one factor a query patch, {(tasks, images * height * width)}; "
-            f"got {tuple(scale.shape)}"
-        )
+    elif scale.shape != (expected := (tasks, images * height * width)):
+        raise InputError(f"scale must hold one factor a query patch, {expected}; got {tuple(scale.shape)}")
     step = _step_per_task(step, features)
     if _use_native(backend, features):
         _refuse_forward_mode(features, support_features, scale)
@@ -187,11 +158,13 @@ def sparse_code(
         )
         # The kernels keep a patch as l² vectors of c channels; unfold's order is channel by channel.
         residual = residual.view(tasks, images, height, width, receptive_field**2, channels)
-        return residual.permute(0, 1, 5, 4, 2, 3).flatten(2, 3)
-    queries = reference.im2col(features, receptive_field) * scale[..., None]
-    atoms = dictionary_rows(support_features, atom_index, receptive_field)
-    residual = reference.istc(queries, atoms, step, lambdas, taus, shrinkage)
-    return residual.mT.reshape(tasks, queries.shape[-1], images, height, width).transpose(1, 2)
+        residual = residual.permute(0, 1, 5, 4, 2, 3).flatten(2, 3)
+    else:
+        queries = reference.im2col(features, receptive_field) * scale[..., None]
+        atoms = dictionary_rows(support_features, atom_index, receptive_field)
+        residual = reference.istc(queries, atoms, step, lambdas, taus, shrinkage)
+        residual = residual.mT.reshape(tasks, queries.shape[-1], images, height, width).transpose(1, 2)
+    return residual[0] if is_single else residual
 
 
 def peak_correlation(
@@ -356,31 +329,26 @@ def _check_floating(name: str, first: Tensor, other_name: str, other: Tensor) ->
 def _check_maps(
     features: Tensor, support_features: Tensor, receptive_field: int, atom_index: Tensor | None
 ) -> None:
-    if features.dim() != 5 or support_features.dim() != 5:
+    z, d = tuple(features.shape), tuple(support_features.shape)
+    if len(z) != 5 or len(d) != 5:
         raise InputError(
             "expected maps ([T,] B, c, h, w) and ([T,] K, c, H, W), with T on both or on neither; "
-            f"got {tuple(features.shape)} and {tuple(support_features.shape)}"
+            f"got {z} and {d}"
         )
-    if features.shape[0] != support_features.shape[0]:
+    if z[0] != d[0]:
+        raise InputError(f"queries of {z[0]} tasks do not fit the supports of {d[0]}")
+    if z[2] != d[2]:
         raise InputError(
-            f"queries of {features.shape[0]} tasks do not fit the supports of {support_features.shape[0]}"
-        )
-    if features.shape[2] != support_features.shape[2]:
-        raise InputError(
-            f"queries have {features.shape[2]} channels, the dictionary {support_features.shape[2]}; "
-            "both must come from the same backbone"
+            f"queries have {z[2]} channels, the dictionary {d[2]}; both must come from the same backbone"
         )
     if not isinstance(receptive_field, int) or receptive_field < 1 or receptive_field % 2 == 0:
         raise InputError(f"receptive_field must be odd and at least 1, got {receptive_field}")
     if support_features.numel() == 0:
-        raise InputError(f"the dictionary is empty: support maps {tuple(support_features.shape)}")
-    if atom_index is not None and (
-        atom_index.dtype != torch.int64
-        or atom_index.dim() != 2
-        or len(atom_index) != len(features)
-        or atom_index.shape[1] == 0
-    ):
-        raise InputError(
-            "atom_index must be int64 ([T,] k) with k > 0 distinct positions, "
-            f"got {atom_index.dtype} {tuple(atom_index.shape)}"
-        )
+        raise InputError(f"the dictionary is empty: support maps {d}")
+    if atom_index is not None:
+        fits = atom_index.dim() == 2 and len(atom_index) == len(features) and atom_index.shape[1] > 0
+        if atom_index.dtype != torch.int64 or not fits:
+            raise InputError(
+                "atom_index must be int64 ([T,] k) with k > 0 distinct positions, "
+                f"got {atom_index.dtype} {tuple(atom_index.shape)}"
+            )

@@ -7,8 +7,6 @@ roundings; for float64, whose truth is no better than the result, and for TF32, 
 the error in float32 scaled to their precision.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Langevin dynamics (eq. 4): pictures that move down the energy, the negatives of contrastive training."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -4,8 +4,6 @@ Model-agnostic meta-learning (Finn et al., arXiv 1703.03400) with the mean squar
 the loss inside and outside.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 

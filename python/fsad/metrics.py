@@ -7,8 +7,6 @@ MVTec Anomaly Detection Dataset*, IJCV 2021): the share of a connected component
 all components, against the false-positive rate, up to a rate of 0.3 and divided by 0.3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

@@ -5,8 +5,6 @@ description and of every tensor. A file that was cut off, altered or made by som
 refused with one sentence.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -32,7 +30,7 @@ def write_model(path: str | Path, tensors: Mapping[str, Tensor], description: di
     """
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({"version": FORMAT_VERSION, **description}, sort_keys=True, allow_nan=False)
-    content = to_bytes(stored, metadata={"fsad": text, "sha256": _digest(text, stored)})
+    content = to_bytes(stored, metadata={"fsad": text, "sha256": digest(text, stored)})
     replace_file(Path(path), content)
 
 
@@ -70,12 +68,12 @@ def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is not a complete fsad model: it is cut off, damaged or another kind of file "
             f"({error}); make it again with `fsad adapt`"
         ) from error
-    if "fsad" not in metadata or "sha256" not in metadata:
+    if not {"fsad", "sha256"} <= metadata.keys():
         raise ModelFileError(
             f"{path} is a safetensors file, but not an fsad model: make one with `fsad adapt`"
         )
     text = metadata["fsad"]
-    if metadata["sha256"] != _digest(text, tensors):
+    if metadata["sha256"] != digest(text, tensors):
         raise ModelFileError(
             f"{path} is damaged: its content does not match its checksum; copy or make it again"
         )
@@ -91,10 +89,10 @@ def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, description
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of the description and of each tensor's name, dtype, shape and bytes."""
-    digest = hashlib.sha256(text.encode())
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of a text and of each tensor's name, dtype, shape and bytes."""
+    found = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

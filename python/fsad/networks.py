@@ -4,8 +4,6 @@ A file names its architecture and the settings of the sparse coding that it was 
 lies in ``weights/`` inside the package.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +76,7 @@ class Adapter(nn.Module):
             self.head = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.SiLU(), outward)
         nn.init.zeros_(outward.weight)
 
-    def train(self, mode: bool = True) -> Adapter:
+    def train(self, mode: bool = True) -> "Adapter":
         super().train(mode)
         self.backbone.eval()  # its batch statistics are those of ImageNet
         return self

@@ -4,8 +4,6 @@ The paper gives neither backbone, size of pictures, thresholds nor length of tra
 the whitening of features.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace

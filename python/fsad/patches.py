@@ -6,8 +6,6 @@ task dimension, (T, K, h, w, c), zero-padded at the borders; atoms are named by 
 K·h·w.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

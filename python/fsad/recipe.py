@@ -1,7 +1,5 @@
 """From the options of ``fsad train`` to a trained network: what is learned, from what, and how."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -63,7 +61,7 @@ class Recipe:
     seed: int = 0
 
     @classmethod
-    def of(cls, settings: dict[str, Any], changes: Sequence[str]) -> Recipe:
+    def of(cls, settings: dict[str, Any], changes: Sequence[str]) -> "Recipe":
         """A recipe of settings, changed by ``name=value`` with values in JSON; a mapping is merged."""
         known = {each.name: each for each in fields(cls)}
         settings = dict(settings)

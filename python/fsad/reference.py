@@ -5,8 +5,6 @@ autograd supplies every derivative. Shapes follow ``fsad.functional``; the task 
 present here. Equations are those of Wang et al., "Few-Shot Fast-Adaptive Anomaly Detection".
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The adaptive sparse coding layer (section 3.1): the features of a few normal images are its dictionary."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -78,42 +76,25 @@ class SparseCodingLayer(StoredDictionary):
         backend: str = "auto",
         ridge: float = 0.1,
     ) -> None:
+        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__(receptive_field, step, ridge, normalize, max_atoms)
-        self._settings: dict[str, Any] = {
-            "iterations": iterations,
-            "lambda_max": lambda_max,
-            "lambda_min": lambda_min,
+        self._settings: dict[str, Any] = settings | {
             "schedule": schedule if isinstance(schedule, str) else [float(x) for x in schedule],
-            "sharpness": sharpness,
             "tau": tau if tau is None or isinstance(tau, (int, float)) else [float(t) for t in tau],
-            "shrinkage": shrinkage,
-            "receptive_field": receptive_field,
-            "step": step,
-            "normalize": normalize,
-            "max_atoms": max_atoms,
-            "backend": backend,
-            "ridge": ridge,
         }
-        self.shrinkage = shrinkage
-        self.backend = backend
-        self.relative = schedule == "relative"
+        self.shrinkage, self.backend, self.relative = shrinkage, backend, schedule == "relative"
         self._check_settings()
         self.lambdas, self.taus = functional.check_schedule(*self._make_schedule(), shrinkage)
 
     @classmethod
-    def paper(cls, **overrides: Any) -> SparseCodingLayer:
+    def paper(cls, **overrides: Any) -> "SparseCodingLayer":
         """The setting of the paper: η = 1, no whitening, absolute thresholds, receptive field 3.
 
         Meant for networks trained episodically with it: they learn the scale at which η = 1 converges.
         On other features ``adapt`` refuses it, because the iteration would diverge.
         """
-        settings: dict[str, Any] = {
-            "step": 1.0,
-            "normalize": False,
-            "schedule": "absolute",
-            "receptive_field": 3,
-        }
-        return cls(**(settings | overrides))
+        paper = dict[str, Any](step=1.0, normalize=False, schedule="absolute", receptive_field=3)
+        return cls(**(paper | overrides))
 
     def config(self) -> dict:
         """The constructor's arguments, as JSON can hold them."""
@@ -177,14 +158,10 @@ class SparseCodingLayer(StoredDictionary):
             moment = whitening.second_moment(support) if self.step == "whiten" else support.new_empty(0)
             index = None
             if self.max_atoms is not None and support[0, :, 0].numel() > self.max_atoms:
-                index = torch.stack(
-                    [thin(maps, None, self.max_atoms, self.receptive_field) for maps in support.detach()]
-                )
+                index = torch.stack([thin(m, None, self.max_atoms, self.receptive_field) for m in support])
             return prepare(support, index, moment, self.step, self.ridge, self.receptive_field)
 
-    def _code(
-        self, features: Tensor, dictionary: Dictionary, reconstruction: bool, codes: bool
-    ) -> SparseCode:
+    def _code(self, features: Tensor, dictionary: Dictionary, rebuild: bool, codes: bool) -> SparseCode:
         atoms, index, step, whitener = dictionary
         if features.shape[2] != atoms.shape[2]:
             raise InputError(
@@ -195,26 +172,16 @@ class SparseCodingLayer(StoredDictionary):
         queries = whitening.unit_length(features, 2) if self.normalize else features
         if whitener is not None:
             queries = whitening.apply(whitener, queries)
-        options: dict[str, Any] = {
-            "receptive_field": self.receptive_field,
-            "atom_index": index,
-            "backend": self.backend,
-        }
+        field = self.receptive_field
+        options: dict[str, Any] = {"receptive_field": field, "atom_index": index, "backend": self.backend}
         peak = None
         if self.relative:
             # q·istc(z/q) with thresholds relative to q = max|ηDᵀz|; a patch of zeros has no scale.
             peak = step[:, None] * functional.peak_correlation(queries, atoms, **options)
             peak = torch.where(peak > 0, peak, torch.ones_like(peak))
-        residual = functional.sparse_code(
-            queries,
-            atoms,
-            self.lambdas,
-            step=step,
-            tau=self.taus,
-            shrinkage=self.shrinkage,
-            scale=None if peak is None else peak.reciprocal(),
-            **options,
-        )
+        options |= {"step": step, "tau": self.taus, "shrinkage": self.shrinkage}
+        scale = None if peak is None else peak.reciprocal()
+        residual = functional.sparse_code(queries, atoms, self.lambdas, scale=scale, **options)
         if peak is not None:
             residual = residual * peak.view(tasks, images, 1, height, width)
         energy = residual.square().mean(2)
@@ -222,7 +189,7 @@ class SparseCodingLayer(StoredDictionary):
         return SparseCode(
             residual,
             energy,
-            self._reconstruct(queries, residual, whitener) if reconstruction else None,
+            self._reconstruct(queries, residual, whitener) if rebuild else None,
             self._codes(queries, dictionary, peak) if codes else None,
         )
 

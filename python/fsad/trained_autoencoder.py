@@ -4,8 +4,6 @@ The error of their reconstruction, which training makes small, is the anomaly: s
 et al., *Improving Unsupervised Defect Segmentation by Applying Structural Similarity to Autoencoders*, 2018).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,7 +23,7 @@ class TrainedAutoencoder:
     def __init__(self, structural: bool, updates: int = 2000, batch: int = 8, rate: float = 1e-3) -> None:
         self.structural, self.updates, self.batch, self.rate = structural, updates, batch, rate
 
-    def fit(self, pictures: Tensor) -> TrainedAutoencoder:
+    def fit(self, pictures: Tensor) -> "TrainedAutoencoder":
         """Train; the same pictures give the same network, on the same machine."""
         self._network = Autoencoder().to(pictures)
         optimizer = torch.optim.Adam(self._network.parameters(), self.rate)

@@ -4,8 +4,6 @@ The state of a training is its weights, its optimizer's moments and the number o
 and noise depend on their numbers alone. So a resumed training goes on bit for bit as it would have.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -115,7 +113,7 @@ class EpisodicTrainer:
     def checkpoint(self) -> Path:
         return self.folder / CHECKPOINT
 
-    def resume(self) -> EpisodicTrainer:
+    def resume(self) -> "EpisodicTrainer":
         """Take up the training that the folder's checkpoint holds.
 
         Raises:
@@ -142,7 +140,7 @@ class EpisodicTrainer:
         self.update = saved["update"]
         return self
 
-    def train(self, progress: Callable[[dict[str, float]], object] = lambda row: None) -> EpisodicTrainer:
+    def train(self, progress: Callable[[dict[str, float]], object] = lambda row: None) -> "EpisodicTrainer":
         """Train to the end of the schedule; SIGTERM and Ctrl-C save first.
 
         Args:

@@ -1,18 +1,16 @@
 """What a training leaves to look at: log.csv, curves.png and samples.png."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fsad.episodes import Episode
-from fsad.figures import need_matplotlib, png
+from fsad.figures import need_matplotlib, new_figure, write_png
 from fsad.model_file import replace_file
 
 PANELS = {
@@ -49,26 +47,21 @@ class TrainingLog:
 
     def draw(self, episode: Episode, sample: Tensor) -> None:
         """Curves of all rows; and q, q̂ and LD(q̂) of an episode, one row each."""
-        replace_file(self.folder / "curves.png", self._curves())
+        write_png(self.folder / "curves.png", self._curves())
         rows = [episode.query, episode.corrupted, sample.cpu()]
         grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
         pixels = (grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG")
-        replace_file(self.folder / "samples.png", file.getvalue())
+        write_png(self.folder / "samples.png", pixels)
 
-    def _curves(self) -> bytes:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(10, 6), layout="constrained")
+    def _curves(self) -> Any:
+        figure = new_figure(10, 6)
         for axes, (title, names) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
             for name in (name for name in names if name in self.rows[-1]):
                 axes.plot(*_smooth([(row["update"], row[name]) for row in self.rows]), label=name)
-            axes.set_title(title)
-            axes.set_xlabel("update")
+            axes.set(title=title, xlabel="update")
             if axes.lines:
                 axes.legend()
-        return png(figure)
+        return figure
 
 
 def _smooth(points: Iterable[tuple[float, float]], groups: int = 200) -> tuple[list[float], list[float]]:
