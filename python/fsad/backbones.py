@@ -63,6 +63,15 @@ class _TimmLevels(nn.Module):
         return merge_levels([F.normalize(features[i], dim=1) for i in self._levels])
 
 
+def usable_device(name: str) -> str:
+    """``"cpu"``, ``"cuda"`` or what ``"auto"`` means here; InputError where there is no such GPU."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise InputError(f"torch {torch.__version__} finds no usable GPU here; take the device cpu or auto")
+    return "cuda" if name == "auto" else name
+
+
 def load_backbone(name: str | nn.Module, *, pretrained: bool = True) -> Backbone:
     """Build a backbone by name, or give a module a name and a fingerprint.
 

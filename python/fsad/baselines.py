@@ -6,6 +6,7 @@ coding layer does it. Another baseline is another class, and a line in ``METHODS
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -31,18 +32,22 @@ class Method(Protocol):
         """Anomaly of each position, higher is worse: (B, …, h, w) -> (B, h, w)."""
 
 
-def _support_moment(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit-length maps (K, c, h, w) and their second moment (c, c)."""
-    if features.dim() != 4 or features.numel() == 0:
-        raise InputError(f"expected features (K, c, h, w), K ≥ 1, got {tuple(features.shape)}")
-    unit = unit_length(features.detach(), 1)
-    return unit, second_moment(unit[None])[0]
-
-
 class _Baseline(ABC):
-    """Shared by all: unit length, the check that ``fit`` was called, one vector a position."""
+    """Shared by all: unit length, checks, one vector a position."""
 
-    _fitted: Tensor  # (anything, c), set by fit
+    _fitted: Tensor  # (anything, c), by fit
+
+    def fit(self, features: Tensor) -> "_Baseline":
+        """Adapt to features (K, c, h, w)."""
+        if features.dim() != 4 or features.numel() == 0:
+            raise InputError(f"expected features (K, c, h, w), K ≥ 1, got {tuple(features.shape)}")
+        unit = unit_length(features.detach(), 1)
+        self._fitted = self._learned(unit, second_moment(unit[None])[0])
+        return self
+
+    @abstractmethod
+    def _learned(self, unit: Tensor, moment: Tensor) -> Tensor:
+        """What ``_score`` needs, from unit-length maps (K, c, h, w) and their second moment (c, c)."""
 
     @abstractmethod
     def _score(self, unit: Tensor) -> Tensor:
@@ -59,21 +64,18 @@ class _Baseline(ABC):
         return self._score(unit_length(features, 1).movedim(1, -1))
 
 
+@dataclass
 class NearestNeighbour(_Baseline):
     """Distance to the nearest normal vector of a memory bank (PatchCore, arXiv 2106.08265).
 
     ``max_atoms`` thins the bank by farthest-point selection, as PatchCore does.
     """
 
-    def __init__(self, max_atoms: int | None = None) -> None:
-        self.max_atoms = max_atoms
+    max_atoms: int | None = None
 
-    def fit(self, features: Tensor) -> "NearestNeighbour":
-        unit, _ = _support_moment(features)
-        self._fitted = unit.movedim(1, -1).flatten(0, 2)
-        if self.max_atoms is not None:
-            self._fitted = self._fitted[thin(unit, None, self.max_atoms, receptive_field=1)]
-        return self
+    def _learned(self, unit: Tensor, moment: Tensor) -> Tensor:
+        vectors = unit.movedim(1, -1).flatten(0, 2)
+        return vectors if self.max_atoms is None else vectors[thin(unit, None, self.max_atoms, 1)]
 
     def _score(self, unit: Tensor) -> Tensor:
         # ‖x − y‖² = 2 − 2⟨x, y⟩ for unit vectors; one map at a time bounds the memory.
@@ -81,25 +83,24 @@ class NearestNeighbour(_Baseline):
         return (2 - 2 * nearest).clamp_min(0).sqrt()
 
 
+@dataclass
 class Mahalanobis(_Baseline):
     """Squared Mahalanobis distance to the normal vectors' Gaussian, divided by c.
 
     ``ridge`` is added to the covariance, in units of its mean eigenvalue.
     """
 
-    def __init__(self, ridge: float = 0.1) -> None:
-        self.ridge = ridge
+    ridge: float = 0.1
 
-    def fit(self, features: Tensor) -> "Mahalanobis":
-        unit, moment = _support_moment(features)
+    def _learned(self, unit: Tensor, moment: Tensor) -> Tensor:
         self._mean = unit.mean((0, 2, 3))
-        self._fitted = whitening_matrix((moment - torch.outer(self._mean, self._mean))[None], self.ridge)[0]
-        return self
+        return whitening_matrix((moment - torch.outer(self._mean, self._mean))[None], self.ridge)[0]
 
     def _score(self, unit: Tensor) -> Tensor:
         return ((unit - self._mean) @ self._fitted.mT).square().mean(-1)
 
 
+@dataclass
 class Ridge(_Baseline):
     """Mean squared residual of a reconstruction by all normal vectors under an ℓ2 penalty.
 
@@ -107,48 +108,42 @@ class Ridge(_Baseline):
     μ = ``ridge`` · tr(C)/c: the dictionary enters through C alone.
     """
 
-    def __init__(self, ridge: float = 0.1) -> None:
-        self.ridge = ridge
+    ridge: float = 0.1
 
-    def fit(self, features: Tensor) -> "Ridge":
-        _, moment = _support_moment(features)
+    def _learned(self, unit: Tensor, moment: Tensor) -> Tensor:
         penalty = self.ridge * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
-        self._fitted = torch.linalg.solve(moment + penalty, penalty)
-        return self
+        return torch.linalg.solve(moment + penalty, penalty)
 
     def _score(self, unit: Tensor) -> Tensor:
         return (unit @ self._fitted.mT).square().mean(-1)
 
 
+@dataclass
 class Subspace(_Baseline):
     """Mean squared part of a vector outside the span of the normal vectors' first principal directions.
 
     They hold ``share`` of the normal vectors' second moment.
     """
 
-    def __init__(self, share: float = 0.95) -> None:
-        self.share = share
+    share: float = 0.95
 
-    def fit(self, features: Tensor) -> "Subspace":
-        _, moment = _support_moment(features)
+    def _learned(self, unit: Tensor, moment: Tensor) -> Tensor:
         energies, directions = torch.linalg.eigh(moment)  # the smallest first
         outside = directions[:, energies.cumsum(0) <= (1 - self.share) * energies.sum()]
-        self._fitted = outside @ outside.mT
-        return self
+        return outside @ outside.mT
 
     def _score(self, unit: Tensor) -> Tensor:
         return (unit @ self._fitted).square().mean(-1)
 
 
+@dataclass
 class SparseCoding:
     """fsad's own: the energy map of a ``SparseCodingLayer``."""
 
-    def __init__(self, layer: SparseCodingLayer) -> None:
-        self.layer = layer
+    layer: SparseCodingLayer
 
-    def fit(self, features: Tensor) -> "SparseCoding":
-        self.layer.adapt(features)
-        return self
+    def fit(self, features: Tensor) -> object:
+        return self.layer.adapt(features)
 
     def score_map(self, features: Tensor) -> Tensor:
         return self.layer(features).energy
@@ -178,9 +173,8 @@ class MamlAutoencoder:
             )
         self._loss = MamlLoss(autoencoder.module.requires_grad_())
 
-    def fit(self, pictures: Tensor) -> "MamlAutoencoder":
+    def fit(self, pictures: Tensor) -> None:
         self._support = pictures
-        return self
 
     def score_map(self, pictures: Tensor) -> Tensor:
         return self._loss.score_map(self._support, pictures)

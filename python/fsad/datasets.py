@@ -160,7 +160,8 @@ def _marked(source: ImageLike) -> np.ndarray:
     return (values > (values.max() / 2 if is_jpeg else 0)).astype(np.float32)
 
 
-def _folders(folder: Path) -> list[Path]:
+def folders(folder: Path) -> list[Path]:
+    """In a folder but for hidden ones, by name; InputError where there is no such folder."""
     return [path for path in entries(folder) if path.is_dir()]
 
 
@@ -179,13 +180,13 @@ def _pairs(pictures: list[Path], masks: list[Path], *endings: str) -> Iterator[t
 
 def _tree(root: Path, need_masks: bool = True) -> list[Category]:
     """MVTec AD's layout and its like; folders with neither train nor test are no categories."""
-    found = [path for path in _folders(root) if (path / "train").is_dir() or (path / "test").is_dir()]
+    found = [path for path in folders(root) if (path / "train").is_dir() or (path / "test").is_dir()]
     return [Category(path.name, _tree_normal(path / "train"), _tree_test(path, need_masks)) for path in found]
 
 
 def _tree_normal(train: Path) -> list[ImageLike]:
     """The pictures in train/good, or in train where that has no folders."""
-    kinds = _folders(train)
+    kinds = folders(train)
     good = [kind for kind in kinds if kind.name.lower() in GOOD]
     if kinds and not good:
         raise InputError(f"{display_name(train)} has no folder {' or '.join(GOOD)} of normal pictures")
@@ -195,7 +196,7 @@ def _tree_normal(train: Path) -> list[ImageLike]:
 def _tree_test(category: Path, need_masks: bool) -> list[Picture]:
     """The pictures in test/<kind>, with masks if these are needed or there is a ground_truth."""
     test: list[Picture] = []
-    truth, kinds = category / "ground_truth", _folders(category / "test")
+    truth, kinds = category / "ground_truth", folders(category / "test")
     for kind in kinds:
         pictures, anomalous = list_images(kind), kind.name.lower() not in GOOD
         if anomalous and (need_masks or truth.is_dir()):
@@ -240,7 +241,7 @@ def _kolektor(root: Path) -> list[Category]:
     There is no split of its own; pictures of an item are alike, and so stay together, but for the defects.
     """
     category = Category("kolektor", [], [])
-    for item in (path for path in _folders(root) if re.fullmatch(r"(?i)kos\d+", path.name)):
+    for item in (path for path in folders(root) if re.fullmatch(r"(?i)kos\d+", path.name)):
         files = list_images(item)
         labels = [path for path in files if path.stem.lower().endswith("_label")]
         for path, label in _pairs([path for path in files if path not in labels], labels, "_label"):

@@ -1,9 +1,9 @@
 """Few-shot anomaly detection on pictures, in the manners of scikit-learn's outlier detectors."""
 
 import copy
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from torch import Tensor, nn
 
 from fsad import calibration, frames
-from fsad.backbones import Backbone, load_backbone, saved_backbone
+from fsad.backbones import Backbone, load_backbone, saved_backbone, usable_device
 from fsad.calibration import Support, Threshold
 from fsad.energy import MAP_KINDS, AdaptiveEnergyModel, augmented
 from fsad.errors import DivergedError, InputError, ModelFileError, NotAdaptedError
@@ -35,6 +35,7 @@ class PictureResult(NamedTuple):
     error: str | None = None
 
 
+@dataclass(eq=False, repr=False)
 class FewShotDetector(OutlierMixin, BaseEstimator):
     """Tells anomalous pictures after a look at a few normal ones; nothing is trained.
 
@@ -56,43 +57,27 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for a GPU if there is one.
         seed: draws the groups of pictures held out together, where there are more than 20.
         max_pixels: files of larger pictures are refused before decoding; None for Pillow's limit.
-
     """
 
-    threshold_: Threshold  # its value, and how far to trust it
-    suspects_: list[tuple[int, str]]  # index, reason: pictures given to fit, unlike the others
-    n_support_: int  # how many normal pictures the dictionary was made of
-    model_: AdaptiveEnergyModel
-    roi_: np.ndarray | None  # bool (H, W)
+    backbone: str | nn.Module = "efficientnet_lite0"
+    _: KW_ONLY
+    input_size: int = 256
+    sparse_coding: SparseCodingLayer | None = None
+    map_kind: str = "energy"
+    false_alarm: float = 0.1
+    augment: bool = False
+    roi: Any = None
+    tile: int | None = None
+    batch_size: int = 8
+    device: str = "cpu"
+    seed: int = 0
+    max_pixels: int | None = None
 
-    def __init__(
-        self,
-        backbone: str | nn.Module = "efficientnet_lite0",
-        *,
-        input_size: int = 256,
-        sparse_coding: SparseCodingLayer | None = None,
-        map_kind: str = "energy",
-        false_alarm: float = 0.1,
-        augment: bool = False,
-        roi: Any = None,
-        tile: int | None = None,
-        batch_size: int = 8,
-        device: str = "cpu",
-        seed: int = 0,
-        max_pixels: int | None = None,
-    ) -> None:
-        self.backbone = backbone
-        self.input_size = input_size
-        self.sparse_coding = sparse_coding
-        self.map_kind = map_kind
-        self.false_alarm = false_alarm
-        self.augment = augment
-        self.roi = roi
-        self.tile = tile
-        self.batch_size = batch_size
-        self.device = device
-        self.seed = seed
-        self.max_pixels = max_pixels
+    threshold_: Threshold = field(init=False)  # its value, and how far to trust it
+    suspects_: list[tuple[int, str]] = field(init=False)  # index, reason: given to fit, unlike the others
+    n_support_: int = field(init=False)  # how many normal pictures the dictionary was made of
+    model_: AdaptiveEnergyModel = field(init=False)
+    roi_: np.ndarray | None = field(init=False)  # bool (H, W)
 
     def fit(self, normal: Any, y: None = None) -> "FewShotDetector":
         """Make the dictionary from normal pictures, and a threshold from their held-out scores."""
@@ -198,7 +183,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
             "parameters": parameters,
             "sparse_coding": layer.config(),
             "backbone": {"name": backbone.name, "weights_hash": backbone.weights_hash},
-            "threshold": dataclasses.asdict(self.threshold_),
+            "threshold": asdict(self.threshold_),
             "suspects": self.suspects_,
             "n_support": self.n_support_,
         }
@@ -216,6 +201,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         tensors, saved = read_model(path)
         if saved.get("kind") != "FewShotDetector":
             raise ModelFileError(f"{path} holds {saved.get('kind')}, not a FewShotDetector")
+        device = usable_device(device)
         try:
             return cls._rebuilt(path, tensors, saved, backbone, device)
         except ModelFileError:
@@ -268,8 +254,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         settings = backbone.sparse_coding or DEFAULT_SETTINGS
         layer = self.sparse_coding or SparseCodingLayer(**settings)
         model = AdaptiveEnergyModel(backbone, SparseCodingLayer(**layer.config()))
-        available = "cuda" if torch.cuda.is_available() else "cpu"
-        self._device = available if self.device == "auto" else self.device
+        self._device = usable_device(self.device)
         self.model_ = model.eval().requires_grad_(False).to(self._device)
         self.roi_ = None if self.roi is None else load_image(self.roi).max(axis=2) > 0
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import InputError
+from .errors import InputError, display_name
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
@@ -27,12 +27,6 @@ MAX_PIXELS: int = Image.MAX_IMAGE_PIXELS or 89_478_485
 _open_lock = threading.Lock()
 
 ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray | torch.Tensor
-
-
-def display_name(path: str | os.PathLike) -> str:
-    """The name for people: bytes that are not UTF-8 and control characters as \\x.. escapes."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from fsad.errors import DivergedError, InputError
 Energy = Callable[[Tensor], Tensor]
 
 
+@dataclass
 class LangevinSampler:
     """x ← x − (β/2)·∂E/∂x + noise, ``steps`` times (eq. 4 of the paper).
 
@@ -27,34 +29,23 @@ class LangevinSampler:
         InputError: for settings that cannot be used.
     """
 
-    def __init__(
-        self,
-        steps: int = 5,
-        step_size: float = 1.0,
-        noise: float | None = None,
-        limits: tuple[float, float] | None = None,
-    ) -> None:
-        good = (
-            type(steps) is int
-            and steps >= 0
-            and 0 < step_size < math.inf
-            and (noise is None or 0 <= noise < math.inf)
-            and (limits is None or limits[0] < limits[1])
-        )
-        if not good:
+    steps: int = 5
+    step_size: float = 1.0
+    noise: float | None = None
+    limits: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        good = type(self.steps) is int and self.steps >= 0 and 0 < self.step_size < math.inf
+        good = good and (self.noise is None or 0 <= self.noise < math.inf)
+        if not good or not (self.limits is None or self.limits[0] < self.limits[1]):
             raise InputError(
                 "LangevinSampler takes steps ≥ 0, step_size > 0, noise ≥ 0 or None, and limits (low, high) "
-                f"or None; got steps={steps!r}, step_size={step_size!r}, noise={noise!r}, limits={limits!r}"
+                f"or None; got {self}"
             )
-        self.steps, self.step_size, self.limits = steps, step_size, limits
-        self.noise = math.sqrt(step_size) if noise is None else noise
+        self.noise = math.sqrt(self.step_size) if self.noise is None else self.noise
 
     def __call__(
-        self,
-        energy: Energy,
-        start: Tensor,
-        generator: torch.Generator | None = None,
-        differentiable: int = 0,
+        self, energy: Energy, start: Tensor, generator: torch.Generator | None = None, differentiable: int = 0
     ) -> Tensor:
         """Run the chain on a batch.
 

@@ -68,7 +68,7 @@ def spectral_norm(
     norm = v.flatten(1).norm(dim=1)
     for _ in range(iterations):
         v = v / norm.clamp_min(torch.finfo(v.dtype).tiny)[:, None, None]
-        response = _gather_shifts((rows @ v).view(tasks, images, height, width, -1))
+        response = _gather_shifts((rows @ v).view(tasks, images, height, width, -1), receptive_field)
         if keep is not None:
             response = response * keep
         v = rows.mT @ _scatter_shifts(response, receptive_field).flatten(1, 3)
@@ -76,26 +76,15 @@ def spectral_norm(
     return 1.01 * norm.sqrt()
 
 
-def _gather_shifts(responses: Tensor) -> Tensor:
+def _gather_shifts(responses: Tensor, receptive_field: int) -> Tensor:
     """Sum over offsets o of responses[..., o] taken at position + o: (T, K, h, w, l²) -> (T, K, h, w)."""
-    *_, height, width, count = responses.shape
-    size = round(count**0.5)
-    margin = size // 2
-    padded = F.pad(responses, (0, 0, margin, margin, margin, margin))
-    total = responses.new_zeros(responses.shape[:-1])
-    for offset in range(count):
-        dy, dx = divmod(offset, size)
-        total = total + padded[:, :, dy : dy + height, dx : dx + width, offset]
-    return total
+    size = responses.shape[2:4]
+    columns = responses.flip(-1).flatten(0, 1).flatten(1, 2).mT
+    sums = F.fold(columns, size, receptive_field, padding=receptive_field // 2)
+    return sums.view(responses.shape[:-1])
 
 
 def _scatter_shifts(values: Tensor, receptive_field: int) -> Tensor:
     """The adjoint of ``_gather_shifts``: (T, K, h, w) -> (T, K, h, w, l²)."""
-    _, _, height, width = values.shape
-    margin = receptive_field // 2
-    padded = F.pad(values, (margin, margin, margin, margin))
-    shifted = []
-    for dy in reversed(range(receptive_field)):
-        for dx in reversed(range(receptive_field)):
-            shifted.append(padded[:, :, dy : dy + height, dx : dx + width])
-    return torch.stack(shifted, dim=-1)
+    columns = F.unfold(values.flatten(0, 1)[:, None], receptive_field, padding=receptive_field // 2)
+    return columns.mT.flip(-1).reshape(*values.shape, -1)

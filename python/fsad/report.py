@@ -79,21 +79,15 @@ def overlay_image(
     picture: np.ndarray, anomaly_map: np.ndarray, threshold: float, regions: Sequence[Region]
 ) -> Image.Image:
     """The picture, float32 (H, W, 3), under its heat map and boxes; neither side above `OVERLAY_SIDE`."""
-    height, width = picture.shape[:2]
-    shrink = min(1.0, OVERLAY_SIDE / max(height, width))
-    shape = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-    base = _to_pil(resize(picture, shape))
+    base, shrink = _shrunk(picture, OVERLAY_SIDE)
+    shape = (base.height, base.width)
     heat = heat_image(resize(anomaly_map[:, :, None], shape)[:, :, 0], threshold).convert("RGBA")
     base.paste(heat, (0, 0), heat)
     draw = ImageDraw.Draw(base)
     for r in regions:
-        box = (
-            r.x * shrink,
-            r.y * shrink,
-            (r.x + r.width) * shrink - 1,
-            (r.y + r.height) * shrink - 1,
-        )
-        draw.rectangle((*box[:2], max(box[0], box[2]), max(box[1], box[3])), outline=(255, 212, 0))
+        x, y = r.x * shrink, r.y * shrink
+        corner = max(x, (r.x + r.width) * shrink - 1), max(y, (r.y + r.height) * shrink - 1)
+        draw.rectangle((x, y, *corner), outline=(255, 212, 0))
     return base
 
 
@@ -101,11 +95,8 @@ def thumbnails(
     picture: np.ndarray, anomaly_map: np.ndarray, threshold: float, many: bool
 ) -> tuple[bytes, bytes]:
     """For the report: a JPEG of the picture, float32 (H, W, 3), and a PNG of its heat; smaller if `many`."""
-    height, width = picture.shape[:2]
-    shrink = min(1.0, (176 if many else 384) / max(height, width))
-    shape = (max(1, round(height * shrink)), max(1, round(width * shrink)))
     jpeg, png = io.BytesIO(), io.BytesIO()
-    _to_pil(resize(picture, shape)).save(jpeg, "JPEG", quality=72 if many else 82)
+    _shrunk(picture, 176 if many else 384)[0].save(jpeg, "JPEG", quality=72 if many else 82)
     cells = tuple(min(n, 64 if many else 128) for n in anomaly_map.shape)
     heat = heat_image(resize(anomaly_map[:, :, None], cells)[:, :, 0], threshold)
     heat.save(png, "PNG", optimize=True, transparency=heat.info["transparency"])
@@ -131,11 +122,7 @@ def write_report(
         "unreadable": list(unreadable),
         "heat_colours": ", ".join(f"rgb{stop}" for stop in HEAT_STOPS),
         "items": [
-            item.row
-            | {
-                "picture": base64.b64encode(item.picture).decode(),
-                "heat": base64.b64encode(item.heat).decode(),
-            }
+            item.row | {name: base64.b64encode(getattr(item, name)).decode() for name in ("picture", "heat")}
             for item in sorted(items, key=lambda item: -item.row["score"])
         ],
     }
@@ -146,5 +133,9 @@ def write_report(
     path.write_text(before + text + after, encoding="utf-8")
 
 
-def _to_pil(picture: np.ndarray) -> Image.Image:
-    return Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8))
+def _shrunk(picture: np.ndarray, side: int) -> tuple[Image.Image, float]:
+    """The picture, float32 (H, W, 3), neither side above ``side``, and the factor of its sides."""
+    height, width = picture.shape[:2]
+    shrink = min(1.0, side / max(height, width))
+    small = resize(picture, (max(1, round(height * shrink)), max(1, round(width * shrink))))
+    return Image.fromarray((small.clip(0, 1) * 255).round().astype(np.uint8)), shrink

@@ -4,7 +4,6 @@ Everything is written into a hidden folder inside the output folder and takes it
 end. A run that is interrupted leaves what was there before.
 """
 
-import csv
 import dataclasses
 import json
 import os
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__, report
 from .errors import InputError
 from .images import display_name, load_image
+from .model_file import replace_csv
 
 if TYPE_CHECKING:
     from .detector import FewShotDetector, PictureResult
@@ -74,21 +74,17 @@ class ResultFolder:
         if result.error is not None:
             self.unreadable.append((name, result.error))
             return
-        assert anomaly_map is not None  # readable pictures have everything
-        assert result.score is not None
+        assert anomaly_map is not None and result.score is not None  # readable pictures have everything
         picture = load_image(result.source, detector.max_pixels)
         height, width = picture.shape[:2]
-        anomalous, regions = bool(result.anomalous), []
-        if anomalous:
-            regions = report.find_regions(anomaly_map, threshold, (height, width))
+        regions = report.find_regions(anomaly_map, threshold, (height, width)) if result.anomalous else []
         overlay = Path("overlays", self._overlay_name(image))
         (self._staging / overlay).parent.mkdir(parents=True, exist_ok=True)
-        drawn = report.overlay_image(picture, anomaly_map, threshold, regions)
-        drawn.save(self._staging / overlay, "PNG")
+        report.overlay_image(picture, anomaly_map, threshold, regions).save(self._staging / overlay, "PNG")
         row = {
             "image": name,
             "score": result.score,
-            "anomalous": anomalous,
+            "anomalous": bool(result.anomalous),
             "width": width,
             "height": height,
             "defect_area": sum(region.area for region in regions),
@@ -96,8 +92,8 @@ class ResultFolder:
             "overlay": display_name(overlay),
         }
         self.rows.append(row)
-        thumbnails = report.thumbnails(picture, anomaly_map, threshold, self._many)
-        self._items.append(report.ReportItem(row, *thumbnails))
+        shown = report.thumbnails(picture, anomaly_map, threshold, self._many)
+        self._items.append(report.ReportItem(row, *shown))
 
     def _overlay_name(self, image: Path) -> Path:
         """A name of its own for each overlay, also beside a folder or another overlay of that name."""
@@ -115,11 +111,9 @@ class ResultFolder:
         if not self.rows:
             reason = self.unreadable[0][1] if self.unreadable else "There are none."
             raise InputError(f"None of the {len(self.unreadable)} pictures can be read. {reason}")
-        with open(self._staging / "scores.csv", "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(("image", "score", "anomalous"))
-            for row in self.rows:
-                table.writerow((row["image"], f"{row['score']:.9g}", int(row["anomalous"])))
+        rounded = ({**row, "score": f"{row['score']:.9g}"} for row in self.rows)
+        table = (row | {"anomalous": int(row["anomalous"])} for row in rounded)
+        replace_csv(self._staging / "scores.csv", ("image", "score", "anomalous"), table)
         summary = _summary(detector, source) | {
             "images": self.rows,
             "unreadable": [{"image": name, "reason": reason} for name, reason in self.unreadable],
@@ -127,18 +121,16 @@ class ResultFolder:
         text = json.dumps(summary, indent=1, allow_nan=False)
         (self._staging / "scores.json").write_text(text + "\n", encoding="utf-8")
         model = summary["model"]
-        inputs = (
-            f"tiles of {model['tile']}" if model["tile"] else f"{model['input_size']} × {model['input_size']}"
-        )
+        side, tile = model["input_size"], model["tile"]
+        inputs = f"tiles of {tile}" if tile else f"{side} × {side}"
         about = {
             "Model": source,
             "Normal pictures": f"{model['normal_pictures']:,}, kept as {model['atoms']:,} atoms",
             "Backbone": f"{model['backbone']}, {inputs} pixels",
             "Boxes": "around pixels where the anomaly map is above the threshold",
         }
-        report.write_report(
-            self._staging / "report.html", self._items, summary["threshold"], about, self.unreadable
-        )
+        page = self._staging / "report.html"
+        report.write_report(page, self._items, summary["threshold"], about, self.unreadable)
         # scores.json goes first: it marks `overlays` as ours to replace.
         for name in OUTPUTS:
             if name == "overlays" and (self.folder / name).exists():

@@ -4,6 +4,8 @@ The error of their reconstruction, which training makes small, is the anomaly: s
 et al., *Improving Unsupervised Defect Segmentation by Applying Structural Similarity to Autoencoders*, 2018).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +14,7 @@ from fsad.errors import NotAdaptedError
 from fsad.maml import Autoencoder
 
 
+@dataclass
 class TrainedAutoencoder:
     """A baseline on pictures (N, 3, S, S), S a multiple of 16.
 
@@ -20,8 +23,10 @@ class TrainedAutoencoder:
         updates, batch, rate: of Adam.
     """
 
-    def __init__(self, structural: bool, updates: int = 2000, batch: int = 8, rate: float = 1e-3) -> None:
-        self.structural, self.updates, self.batch, self.rate = structural, updates, batch, rate
+    structural: bool
+    updates: int = 2000
+    batch: int = 8
+    rate: float = 1e-3
 
     def fit(self, pictures: Tensor) -> "TrainedAutoencoder":
         """Train; the same pictures give the same network, on the same machine."""

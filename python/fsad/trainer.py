@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from fsad.backbones import usable_device
 from fsad.episodes import Episode, Episodes, Numbers
 from fsad.errors import DivergedError, InputError, ModelFileError
 from fsad.model_file import read_model, write_model
@@ -89,8 +90,7 @@ class EpisodicTrainer:
     ) -> None:
         self.schedule, self.episodes, self.folder = schedule or Schedule(), episodes, Path(folder)
         self.workers = workers
-        self.rank, self.world = _join_processes(device)
-        self.device = _device(device, self.rank)
+        self.rank, self.world, self.device = _join_processes(device)
         self.loss = loss.to(self.device).train()
         trained = [p for p in loss.parameters() if p.requires_grad]
         if not trained:
@@ -184,28 +184,30 @@ class EpisodicTrainer:
                     raise SystemExit(128 + stop)
         return self
 
-    def _update(
-        self, parallel: nn.Module, episodes: Iterator[Episode]
-    ) -> tuple[dict[str, float], Episode, Tensor]:
+    def _update(self, parallel: nn.Module, episodes: Iterator[Episode]) -> tuple[Any, Episode, Tensor]:
+        """The row to log; an episode, and its sample."""
         count = self.schedule.episodes
         sums: dict[str, Tensor] = {}
         self.optimizer.zero_grad()
         for i in range(count):
             episode = next(episodes)
             # Gradients are exchanged once an update, not once an episode.
-            alone: AbstractContextManager[Any] = nullcontext()
-            if isinstance(parallel, DistributedDataParallel) and i < count - 1:
-                alone = parallel.no_sync()
-            with alone, torch.autocast(self.device.type, torch.bfloat16, self._has_bfloat16()):
+            exchanges = i == count - 1 or not isinstance(parallel, DistributedDataParallel)
+            alone: Any = nullcontext() if exchanges else parallel.no_sync()  # type: ignore[operator]
+            with alone, self._autocast():
                 pictures = [tensor.to(self.device) for tensor in episode[:3]]
                 result = parallel(*pictures, episode.number)
                 (result["loss"] / count).backward()
             sample = result.pop("sample")
             for name, value in result.items():
                 sums[name] = sums.get(name, 0) + value.detach() / count
-        parameters = self.optimizer.param_groups[0]["params"]
-        norm = nn.utils.clip_grad_norm_(parameters, self.schedule.clip)
-        row = {"update": float(self.update), **self._mean(sums), "gradient": float(norm)}
+        norm = nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], self.schedule.clip)
+        means = torch.stack([value.float() for value in sums.values()])
+        if self.world > 1:
+            distributed.all_reduce(means)
+            means /= self.world
+        row = {"update": float(self.update), **dict(zip(sums, means.tolist(), strict=True))}
+        row["gradient"] = float(norm)
         wrong = [name for name, value in row.items() if not math.isfinite(value)]
         if wrong:
             raise DivergedError(
@@ -218,14 +220,6 @@ class EpisodicTrainer:
         self.update += 1
         return row, episode, sample
 
-    def _mean(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Over all processes."""
-        stacked = torch.stack([value.float() for value in values.values()])
-        if self.world > 1:
-            distributed.all_reduce(stacked)
-            stacked /= self.world
-        return dict(zip(values, stacked.tolist(), strict=True))
-
     def _agree(self, received: list[int]) -> int:
         """The signal that any process received, for all to stop at the same update; 0 if there is none."""
         number = torch.tensor(received[-1] if received else 0, device=self.device)
@@ -233,8 +227,9 @@ class EpisodicTrainer:
             distributed.all_reduce(number, distributed.ReduceOp.MAX)
         return int(number)
 
-    def _has_bfloat16(self) -> bool:
-        return self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    def _autocast(self) -> torch.autocast:
+        able = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.autocast(self.device.type, torch.bfloat16, able)
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
@@ -258,24 +253,18 @@ class EpisodicTrainer:
         self.optimizer.load_state_dict(state)
 
 
-def _join_processes(device: str) -> tuple[int, int]:
-    """Rank and number of processes; joins those that ``torchrun`` started."""
-    if "WORLD_SIZE" not in os.environ:
-        return 0, 1
-    if not distributed.is_initialized():
-        on_gpu = device != "cpu" and torch.cuda.is_available()
-        distributed.init_process_group("nccl" if on_gpu else "gloo")
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def _device(name: str, rank: int) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"torch {torch.__version__} finds no usable GPU here; take device='cpu' or 'auto'")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", rank))
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+def _join_processes(name: str) -> tuple[int, int, torch.device]:
+    """Rank, number and device of the processes; joins those that ``torchrun`` started."""
+    on_cpu, rank, world = usable_device(name) == "cpu", 0, 1
+    if "WORLD_SIZE" in os.environ:
+        if not distributed.is_initialized():
+            distributed.init_process_group("gloo" if on_cpu else "nccl")
+        rank, world = distributed.get_rank(), distributed.get_world_size()
+    if on_cpu:
+        return rank, world, torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
+    torch.cuda.set_device(device)
+    return rank, world, device
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

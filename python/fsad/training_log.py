@@ -1,8 +1,6 @@
 """What a training leaves to look at: log.csv, curves.png and samples.png."""
 
 import csv
-import io
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from torch import Tensor
 
 from fsad.episodes import Episode
 from fsad.figures import need_matplotlib, new_figure, write_png
-from fsad.model_file import replace_file
+from fsad.model_file import replace_csv
 
 PANELS = {
     "energy": ("normal", "sampled", "corrupted"),
@@ -31,19 +29,18 @@ class TrainingLog:
 
     def __init__(self, folder: Path, update: int) -> None:
         need_matplotlib()  # an error now rather than after the first updates
-        self.folder = folder
-        self.rows = [row for row in _read(folder / "log.csv") if row["update"] < update]
+        self.folder, self.rows = folder, list[dict[str, float]]()
+        if (folder / "log.csv").exists():
+            with open(folder / "log.csv", newline="", encoding="utf-8") as file:
+                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            self.rows = [row for row in rows if row["update"] < update]
 
     def add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
 
     def flush(self) -> None:
-        text = io.StringIO()
-        names = list(self.rows[-1])
-        writer = csv.DictWriter(text, names, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows({**row, "update": int(row["update"])} for row in self.rows)
-        replace_file(self.folder / "log.csv", text.getvalue().encode())
+        rows = ({**row, "update": int(row["update"])} for row in self.rows)
+        replace_csv(self.folder / "log.csv", list(self.rows[-1]), rows)
 
     def draw(self, episode: Episode, sample: Tensor) -> None:
         """Curves of all rows; and q, q̂ and LD(q̂) of an episode, one row each."""
@@ -64,16 +61,7 @@ class TrainingLog:
         return figure
 
 
-def _smooth(points: Iterable[tuple[float, float]], groups: int = 200) -> tuple[list[float], list[float]]:
+def _smooth(points: list[tuple[float, float]], groups: int = 200) -> list[list[float]]:
     """Means of neighbouring points, so that a curve has at most ``groups`` of them."""
-    table = torch.tensor(list(points), dtype=torch.float64)
-    parts = table.split(-(-len(table) // groups))
-    x, y = torch.stack([part.mean(0) for part in parts]).T.tolist()
-    return x, y
-
-
-def _read(path: Path) -> list[dict[str, float]]:
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    table = torch.tensor(points, dtype=torch.float64)
+    return torch.stack([part.mean(0) for part in table.split(-(-len(table) // groups))]).T.tolist()
