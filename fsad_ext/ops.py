@@ -12,8 +12,6 @@ import json
 import torch
 from torch import Tensor
 
-_AUTOCAST_DEVICES = ("cpu", "cuda")
-
 
 def build_info() -> dict:
     """How the library was built: compiler, instruction sets, CUDA architectures (or None)."""
@@ -52,12 +50,7 @@ def _(
     lambdas, taus, shrinkage, field, allow_tf32, need_atoms,
 ):  # fmt: skip
     grad_atoms = torch.empty_like(atoms) if need_atoms else atoms.new_empty(0)
-    return (
-        torch.empty_like(grad),
-        torch.empty_like(queries),
-        torch.empty_like(scale),
-        grad_atoms,
-    )
+    return (torch.empty_like(grad), torch.empty_like(queries), torch.empty_like(scale), grad_atoms)
 
 
 @torch.library.register_fake("fsad::peak_atom")
@@ -82,17 +75,8 @@ def _backward(ctx, grad_residual, _grad_history):
         return (None,) * 10
     queries, scale, atoms, atom_index, step, history = ctx.saved_tensors
     need_atoms = _is_wanted(ctx, 2)
-    grad_queries, grad_scale, grad_atoms = torch.ops.fsad.istc_backward(
-        grad_residual.contiguous(),
-        history,
-        queries,
-        scale,
-        atoms,
-        atom_index,
-        step,
-        *ctx.settings,
-        need_atoms,
-    )
+    saved = (grad_residual.contiguous(), history, queries, scale, atoms, atom_index, step)
+    grad_queries, grad_scale, grad_atoms = torch.ops.fsad.istc_backward(*saved, *ctx.settings, need_atoms)
     return grad_queries, grad_scale, grad_atoms if need_atoms else None, *(None,) * 7
 
 
@@ -105,7 +89,7 @@ def _save_backward(ctx, inputs, output):
 def _double_backward(ctx, tangent_queries, tangent_scale, tangent_atoms):
     if tangent_queries is None and tangent_scale is None and tangent_atoms is None:
         return (None,) * 13
-    grad_residual, history, queries, scale, atoms, atom_index, step = ctx.saved_tensors
+    _, _, queries, scale, atoms, *_ = ctx.saved_tensors
     # A gradient that was not asked for comes back as an empty tensor, and so does its cotangent.
     if tangent_atoms is not None and tangent_atoms.dim() != atoms.dim():
         tangent_atoms = None
@@ -114,18 +98,11 @@ def _double_backward(ctx, tangent_queries, tangent_scale, tangent_atoms):
         _contiguous_or_zeros(tangent_queries, queries),
         _contiguous_or_zeros(tangent_scale, scale),
         None if tangent_atoms is None else tangent_atoms.contiguous(),
-        grad_residual,
-        history,
-        queries,
-        scale,
-        atoms,
-        atom_index,
-        step,
+        *ctx.saved_tensors,
         *ctx.settings,
         need_atoms,
     )
-    grad_atoms = grad_atoms if need_atoms else None
-    return grad_grad, None, grad_queries, grad_scale, grad_atoms, *(None,) * 8
+    return grad_grad, None, grad_queries, grad_scale, grad_atoms if need_atoms else None, *(None,) * 8
 
 
 def _is_wanted(ctx, position: int) -> bool:
@@ -160,6 +137,6 @@ torch.library.register_autograd("fsad::istc_double_backward", _third_order)
 # ---- autocast ----------------------------------------------------------------------------------------
 
 # Three iterations of differences of nearly equal vectors: float32 is what their accuracy needs.
-for _device in _AUTOCAST_DEVICES:
+for _device in ("cpu", "cuda"):
     torch.library.register_autocast("fsad::istc", _device, torch.float32)
     torch.library.register_autocast("fsad::peak_atom", _device, torch.float32)

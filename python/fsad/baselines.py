@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fsad.atoms import thin
 from fsad.backbones import Backbone
+from fsad.dictionary import thin
 from fsad.energy import AdaptiveEnergyModel
 from fsad.errors import InputError, NotAdaptedError
 from fsad.maml import Autoencoder, MamlLoss

@@ -18,7 +18,7 @@ from fsad.backbones import Backbone, load_backbone, saved_backbone, usable_devic
 from fsad.calibration import Support, Threshold
 from fsad.energy import MAP_KINDS, AdaptiveEnergyModel, augmented
 from fsad.errors import DivergedError, InputError, ModelFileError, NotAdaptedError
-from fsad.frames import Picture, Unreadable
+from fsad.frames import Picture
 from fsad.images import load_image
 from fsad.model_file import read_model, write_model
 from fsad.sparse_coding import DEFAULT_SETTINGS, SparseCodingLayer
@@ -129,14 +129,12 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         elif false_alarm is not None:
             self.threshold_ = calibration.normal_threshold(scores, false_alarm)
         else:
-            bad_scores = self.anomaly_scores(bad).tolist()
-            self.threshold_ = calibration.known_bad_threshold(scores, bad_scores)
+            self.threshold_ = calibration.known_bad_threshold(scores, self.anomaly_scores(bad))
         return self
 
     def anomaly_scores(self, images: Any) -> np.ndarray:
         """(B,) float64, higher is worse: the mean of the top 1 % of a smoothed energy map."""
-        results = self._results(images, "raise", None)
-        return np.array([result.score for result in results], dtype=np.float64)
+        return np.array([result.score for result in self._results(images, "raise", None)], np.float64)
 
     def score_samples(self, images: Any) -> np.ndarray:
         """(B,) float64 in scikit-learn's sign, lower is worse: ``-anomaly_scores``."""
@@ -203,7 +201,27 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
             raise ModelFileError(f"{path} holds {saved.get('kind')}, not a FewShotDetector")
         device = usable_device(device)
         try:
-            return cls._rebuilt(path, tensors, saved, backbone, device)
+            detector = cls(
+                saved["backbone"]["name"] if backbone is None else backbone,
+                sparse_coding=SparseCodingLayer(**saved["sparse_coding"]),
+                roi=tensors["roi"].numpy() if "roi" in tensors else None,
+                device=device,
+                **saved["parameters"],
+            )
+            detector._build(saved_backbone(path, saved["backbone"], backbone))
+            layer = detector.model_.sparse_coding
+            if not all(tensors[name].isfinite().all() for name in ("patches", "moment")):
+                raise InputError("its dictionary holds NaN or infinity")
+            layer.load_compact({name: tensor.to(device) for name, tensor in tensors.items()})
+            if layer.support.shape[1] != layer.moment.shape[0]:
+                raise InputError("its atoms do not fit its second moment")
+            threshold = Threshold(**saved["threshold"] | {"scores": tuple(saved["threshold"]["scores"])})
+            str(threshold)  # knows only the kinds there are
+            if not math.isfinite(threshold.value):
+                raise InputError(f"its threshold is {threshold.value}")
+            detector.threshold_, detector.n_support_ = threshold, saved["n_support"]
+            detector.suspects_ = [tuple(suspect) for suspect in saved["suspects"]]
+            return detector
         except ModelFileError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -211,33 +229,6 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
                 f"{path} describes a detector that this fsad cannot rebuild ({error}); was it made by "
                 "another version? Adapt again, or install that version"
             ) from error
-
-    @classmethod
-    def _rebuilt(
-        cls, path: str | Path, tensors: dict[str, Tensor], saved: dict[str, Any], backbone: Any, device: str
-    ) -> "FewShotDetector":
-        detector = cls(
-            saved["backbone"]["name"] if backbone is None else backbone,
-            sparse_coding=SparseCodingLayer(**saved["sparse_coding"]),
-            roi=tensors["roi"].numpy() if "roi" in tensors else None,
-            device=device,
-            **saved["parameters"],
-        )
-        detector._build(saved_backbone(path, saved["backbone"], backbone))
-        layer = detector.model_.sparse_coding
-        if not all(tensors[name].isfinite().all() for name in ("patches", "moment")):
-            raise InputError("its dictionary holds NaN or infinity")
-        layer.load_compact({name: tensor.to(detector._device) for name, tensor in tensors.items()})
-        if layer.support.shape[1] != layer.moment.shape[0]:
-            raise InputError("its atoms do not fit its second moment")
-        saved["threshold"]["scores"] = tuple(saved["threshold"]["scores"])
-        detector.threshold_ = Threshold(**saved["threshold"])
-        str(detector.threshold_)  # knows only the kinds there are
-        if not math.isfinite(detector.threshold_.value):
-            raise InputError(f"its threshold is {detector.threshold_.value}")
-        detector.suspects_ = [tuple(suspect) for suspect in saved["suspects"]]
-        detector.n_support_ = saved["n_support"]
-        return detector
 
     def _build(self, backbone: Backbone) -> None:
         """Check the parameters; make the model, not adapted yet, and read the mask."""
@@ -268,13 +259,12 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         if not hasattr(self, "threshold_"):
             raise NotAdaptedError("this FewShotDetector knows no normal pictures yet: call fit(normal)")
 
-    def _pictures(self, images: Any, on_error: str = "raise") -> Iterator[Picture | Unreadable]:
-        how = (self.input_size, self.tile, self.roi_, self.max_pixels)
-        return frames.read_each(images, on_error, *how)
+    def _how(self) -> tuple[Any, ...]:
+        return self.input_size, self.tile, self.roi_, self.max_pixels
 
     def _encode(self, normal: Any) -> list[Support]:
         support = []
-        for picture in self._pictures(normal):
+        for picture in frames.read_each(normal, "raise", *self._how()):
             assert isinstance(picture, Picture)  # none is skipped
             tiles = augmented(picture.tiles) if self.augment else picture.tiles
             features = self._features([tiles])
@@ -298,7 +288,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
     def _results(self, images: Any, on_error: str, map_kind: str | None) -> Iterator[PictureResult]:
         """As ``iter_results``; without maps if ``map_kind`` is None."""
         self._check_fitted()
-        pictures = self._pictures(images, on_error)
+        pictures = frames.read_each(images, on_error, *self._how())
         # A tiled picture is large and fills batches by itself.
         while batch := list(islice(pictures, 1 if self.tile else self.batch_size)):
             tiles = [picture.tiles for picture in batch if isinstance(picture, Picture)]
@@ -315,6 +305,5 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
             tiles = picture.tiles.to(self._device).split(self.batch_size)
             gradients = [self.model_.anomaly_map(part, kind="gradient") for part in tiles]
             shown = picture.frame.assemble(torch.cat(gradients))
-        anomalous = score > self.threshold_.value
         anomaly_map = None if map_kind is None else shown.cpu().numpy()
-        return PictureResult(picture.source, score, anomalous, anomaly_map, picture.size)
+        return PictureResult(picture.source, score, score > self.threshold_.value, anomaly_map, picture.size)

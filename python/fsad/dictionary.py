@@ -1,12 +1,119 @@
-"""The dictionary that a layer keeps: made from normal feature maps, extended, saved and moved."""
+"""From the feature maps of normal images to the dictionary that a layer codes over, and keeps.
 
-from typing import Any
+Atoms are the l×l patches of maps, named by their flat position in K·h·w; nothing here forms them, except
+for the few that a thinned dictionary keeps: those of a greedy coreset (farthest-point selection).
+"""
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from fsad import atoms, functional, whitening
-from fsad.errors import InputError
+from fsad import functional, patches, whitening
+from fsad.errors import DivergedError, InputError
+
+PROJECTED_WIDTH = 32
+
+
+class Dictionary(NamedTuple):
+    """A dictionary ready for coding, of T independent tasks."""
+
+    atoms: Tensor  # maps whose patches are the atoms, (T, K, c, h, w)
+    kept: Tensor | None  # the patches that are atoms, int64 (T, k); None for all
+    step: Tensor  # η, (T,)
+    whitener: Tensor | None  # L⁻¹, (T, c, c); None if not whitened
+
+
+def prepare(
+    maps: Tensor, index: Tensor | None, moment: Tensor, step: str | float, ridge: float, receptive_field: int
+) -> Dictionary:
+    """Whiten, scale and choose η as ``step`` says (see ``SparseCodingLayer``).
+
+    Args:
+        maps: (T, K, c, h, w) in feature units.
+        index: (T, k) or None for all patches.
+        moment: (T, c, c), second moment of the support's vectors; read for ``step="whiten"`` only, as is
+            ``ridge``.
+    """
+    tasks = maps.shape[0]
+    if isinstance(step, float | int):
+        return Dictionary(maps, index, maps.new_full((tasks,), step), None)
+    if step == "whiten":
+        whitener = whitening.whitening_matrix(moment, ridge)
+        maps = whitening.apply(whitener, maps)
+        maps = maps / _norm(maps, index, receptive_field)[:, None, None, None, None]
+        return Dictionary(maps, index, maps.new_ones(tasks), whitener)
+    eta = _norm(maps, index, receptive_field).square().reciprocal()
+    return Dictionary(maps, index, eta, None)
+
+
+def thin(
+    maps: Tensor, candidates: Tensor | None, max_atoms: int, receptive_field: int, padding: int | None = None
+) -> Tensor:
+    """At most ``max_atoms`` of the candidate patches of maps (K, c, h, w), by greedy coreset: (k,).
+
+    Their distances are those of a fixed random projection to 32 numbers. It is a convolution, so patches are
+    never formed, and it depends on no random state. ``padding`` is receptive_field // 2 by default.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (PROJECTED_WIDTH, maps.shape[1], receptive_field, receptive_field)
+    kernel = torch.randn(shape, generator=generator).to(maps)
+    projected = F.conv2d(maps.detach(), kernel, padding=receptive_field // 2 if padding is None else padding)
+    points = projected.permute(0, 2, 3, 1).reshape(-1, PROJECTED_WIDTH)
+    if candidates is None:
+        return _farthest_points(points, max_atoms)
+    return candidates[_farthest_points(points[candidates], max_atoms)]
+
+
+def _farthest_points(points: Tensor, count: int) -> Tensor:
+    """Indices of ``count`` of the points (n, width), each farthest from those before, sorted: (count,).
+
+    Starts with the point farthest from the mean. All points if there are no more than ``count``.
+    """
+    if len(points) <= count:
+        return torch.arange(len(points), device=points.device)
+    half_square = points.square().sum(1) / 2
+    chosen = torch.empty(count, dtype=torch.int64, device=points.device)
+    farthest = (points - points.mean(0)).square().sum(1).argmax()
+    # Half squared distances, ‖x‖²/2 − ⟨x, y⟩ + ‖y‖²/2: one matrix-vector product an atom.
+    distance = torch.full_like(half_square, torch.inf)
+    for i in range(count):
+        chosen[i] = farthest
+        offset = half_square + half_square[farthest]
+        torch.minimum(distance, torch.addmv(offset, points, points[farthest], alpha=-1), out=distance)
+        distance[farthest] = -torch.inf  # never twice, also among duplicates
+        farthest = distance.argmax()
+    return chosen.sort().values
+
+
+def cut_patches(maps: Tensor, index: Tensor, receptive_field: int) -> Tensor:
+    """The patches of maps (K, c, h, w) at ``index`` (k,), each as a map of its own: (k, c, l, l)."""
+    rows = patches.patch_rows(maps.movedim(1, -1)[None], index[None], receptive_field)
+    stacked = torch.stack([row[0] for row in rows], dim=-1)
+    return stacked.unflatten(-1, (receptive_field, receptive_field)).contiguous()
+
+
+def positions(mask: Tensor | None, maps: Tensor) -> Tensor | None:
+    """Flat positions where ``mask``, (h, w) or (K, h, w), is true; None without a mask."""
+    if mask is None:
+        return None
+    count, _, height, width = maps.shape
+    if mask.dtype != torch.bool or mask.shape not in ((height, width), (count, height, width)):
+        raise InputError(
+            f"mask must be bool {(height, width)} or {(count, height, width)}, "
+            f"got {mask.dtype} {tuple(mask.shape)}"
+        )
+    index = mask.to(maps.device).expand(count, height, width).flatten().nonzero()[:, 0]
+    if len(index) == 0:
+        raise InputError("the mask leaves no position for the dictionary; it must be true somewhere")
+    return index
+
+
+def _norm(maps: Tensor, index: Tensor | None, receptive_field: int) -> Tensor:
+    norm = patches.spectral_norm(maps.movedim(2, -1), index, receptive_field)
+    # A dictionary of zeros reconstructs nothing at any step.
+    return torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
 class StoredDictionary(nn.Module):
@@ -38,9 +145,7 @@ class StoredDictionary(nn.Module):
     @property
     def num_atoms(self) -> int:
         """k, the atoms of the stored dictionary; 0 if there is none."""
-        if len(self.atom_index) or not self.is_adapted:
-            return len(self.atom_index)
-        return self.support[:, 0].numel()
+        return len(self.atom_index) or (self.support[:, 0].numel() if self.is_adapted else 0)
 
     def adapt(self, support: Tensor, mask: Tensor | None = None) -> "StoredDictionary":
         """Make the dictionary from the feature maps of normal images, replacing any former one.
@@ -49,23 +154,21 @@ class StoredDictionary(nn.Module):
             support: (K, c, h, w).
             mask: bool (h, w) or (K, h, w), the positions that may become atoms; all by default.
 
-        Returns:
-            The layer itself.
+        Returns the layer itself.
 
         Raises:
             InputError: support of a wrong shape, empty or not finite.
             DivergedError: ``step`` is a number too large for this dictionary.
         """
         maps = self._support_maps(support)
-        candidates = atoms.positions(mask, maps)
+        candidates = positions(mask, maps)
         rows = _rows(maps, candidates)
         moment = rows.mT @ rows / len(rows)
-        available = len(rows)
-        if self.max_atoms is not None and available > self.max_atoms:
-            kept = atoms.thin(maps, candidates, self.max_atoms, self.receptive_field)
-            maps = atoms.cut_patches(maps, kept, self.receptive_field)
+        if self.max_atoms is not None and len(rows) > self.max_atoms:
+            kept = thin(maps, candidates, self.max_atoms, self.receptive_field)
+            maps = cut_patches(maps, kept, self.receptive_field)
             candidates = self._centers(maps)
-        return self._store(maps, candidates, moment, available)
+        return self._store(maps, candidates, moment, len(rows))
 
     def extend(self, support: Tensor, mask: Tensor | None = None) -> "StoredDictionary":
         """Add the feature maps of more normal images to the dictionary; arguments as in ``adapt``.
@@ -81,15 +184,14 @@ class StoredDictionary(nn.Module):
                 f"the dictionary has {self.support.shape[1]} channels, the new support "
                 f"{maps.shape[1]}; both must come from the same backbone"
             )
-        new = atoms.positions(mask, maps)
+        new = positions(mask, maps)
         rows = _rows(maps, new)
         total = int(self.count) + len(rows)
         moment = (self.moment * int(self.count) + rows.mT @ rows) / total
-        if new is None:
-            new = torch.arange(len(rows), device=maps.device)
-        maps = torch.cat([self._patches(), atoms.cut_patches(maps, new, self.receptive_field)])
+        new = torch.arange(len(rows), device=maps.device) if new is None else new
+        maps = torch.cat([self._patches(), cut_patches(maps, new, self.receptive_field)])
         if self.max_atoms is not None:
-            maps = maps[atoms.thin(maps, None, self.max_atoms, self.receptive_field, padding=0)]
+            maps = maps[thin(maps, None, self.max_atoms, self.receptive_field, padding=0)]
         return self._store(maps, self._centers(maps), moment, total)
 
     def compact(self, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
@@ -112,10 +214,9 @@ class StoredDictionary(nn.Module):
 
     def _patches(self) -> Tensor:
         """The stored atoms as maps of their own, (k, c, l, l)."""
-        index = self.atom_index
-        if not len(index):
-            index = torch.arange(self.num_atoms, device=self.support.device)
-        return atoms.cut_patches(self.support, index, self.receptive_field)
+        everywhere = torch.arange(self.num_atoms, device=self.support.device)
+        index = self.atom_index if len(self.atom_index) else everywhere
+        return cut_patches(self.support, index, self.receptive_field)
 
     def _centers(self, maps: Tensor) -> Tensor | None:
         """Where the atoms of maps that are one patch each lie; None if that is everywhere."""
@@ -124,9 +225,14 @@ class StoredDictionary(nn.Module):
 
     def _store(self, maps: Tensor, index: Tensor | None, moment: Tensor, count: int) -> "StoredDictionary":
         kept = None if index is None else index[None]
-        ready = atoms.prepare(maps[None], kept, moment[None], self.step, self.ridge, self.receptive_field)
+        ready = prepare(maps[None], kept, moment[None], self.step, self.ridge, self.receptive_field)
         if not isinstance(self.step, str):
-            atoms.check_step(ready, self.receptive_field)
+            growth = float(self.step * _norm(maps[None], kept, self.receptive_field).square())
+            if growth >= 2:
+                raise DivergedError(
+                    f"step={self.step:g} diverges: step·‖D‖₂² = {growth:.4g} must be below 2 for "
+                    "this dictionary; use step='whiten' (default) or 'lipschitz'"
+                )
         self.support = maps.contiguous()
         self.atom_index = maps.new_empty(0, dtype=torch.int64) if index is None else index
         self.moment, self.count = moment, torch.tensor(count, device=maps.device)

@@ -30,16 +30,10 @@ def run_doctor(out: Console, as_json: bool) -> bool:
         out.print_json(json.dumps(facts))
         return facts["ok"]
     native = dict(facts["native"])
-    speed = {
-        f"speed, {isa}": f"{duration:.1f} ms (FSAD_CPU_ISA={isa} uses it)"
-        for isa, duration in native.pop("milliseconds", {}).items()
-    }
-    used = {f"used on {device}": why for device, why in native.pop("used", {}).items()}
-    sections = {
-        "Versions": facts["versions"],
-        "Native library": native.pop("compiled", {}) | native | used | speed,
-    }
-    for title, rows in sections.items():
+    times, used, compiled = (native.pop(name, {}) for name in ("milliseconds", "used", "compiled"))
+    native = compiled | native | {f"used on {device}": why for device, why in used.items()}
+    native |= {f"speed, {isa}": f"{ms:.1f} ms (FSAD_CPU_ISA={isa} uses it)" for isa, ms in times.items()}
+    for title, rows in {"Versions": facts["versions"], "Native library": native}.items():
         table = Table(title=title, title_justify="left", show_header=False)
         for name, value in rows.items():
             table.add_row(name, ", ".join(value) if isinstance(value, list) else str(value or "no"))
@@ -60,13 +54,17 @@ def run_doctor(out: Console, as_json: bool) -> bool:
 
 def examine() -> dict[str, Any]:
     """Everything as a JSON-able dictionary: versions, native, checks, left_out, ok, problem."""
-    facts: dict[str, Any] = {
-        "versions": _versions(),
-        "native": {},
-        "checks": [],
-        "left_out": [],
-        "ok": False,
+    versions = {
+        "fsad": __version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
     }
+    for package in (*PACKAGES, *OPTIONAL):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed" + (" (optional)" if package in OPTIONAL else "")
+    facts: dict[str, Any] = {"versions": versions, "native": {}, "checks": [], "left_out": [], "ok": False}
     try:
         import fsad_ext
     except ImportError as error:
@@ -96,10 +94,7 @@ def _check_other(isa: str, facts: dict[str, Any]) -> str | None:
         "print(json.dumps([k.check_kernels(['cpu'])[0], k.cpu_milliseconds()]))"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "FSAD_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", code], env={**os.environ, "FSAD_CPU_ISA": isa}, capture_output=True, text=True
     )
     if run.returncode == 0:
         checks, facts["native"]["milliseconds"][isa] = json.loads(run.stdout)
@@ -110,20 +105,6 @@ def _check_other(isa: str, facts: dict[str, Any]) -> str | None:
         last_words = run.stderr.strip().rpartition("\n")[2]
         return f"the check of the kernels for {isa} ended with {run.returncode}: {last_words}"
     return None
-
-
-def _versions() -> dict[str, str]:
-    found = {
-        "fsad": __version__,
-        "python": f"{platform.python_version()} on {platform.platform()}",
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
-    }
-    for package in (*PACKAGES, *OPTIONAL):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed" + (" (optional)" if package in OPTIONAL else "")
-    return found
 
 
 def _usage(compiled: tuple[str, ...]) -> dict[str, str]:

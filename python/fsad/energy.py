@@ -26,8 +26,7 @@ class AdaptiveEnergyModel(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Ψ(images): (B, 3, H, W) -> (B, c, h, w).
 
-        Raises:
-            InputError: images are not (B, 3, H, W) floats, or the backbone gives no (B, c, h, w) map.
+        Raises InputError: images are not (B, 3, H, W) floats, or the backbone gives no (B, c, h, w) map.
         """
         if images.dim() != 4 or not images.is_floating_point():
             raise InputError(

@@ -105,8 +105,7 @@ class Episodes(Dataset[Episode]):
         corruptions: see ``fsad.corruption``; each query gets one of them.
         augment: flip and turn by 90°, one transform an episode.
 
-    Raises:
-        InputError: no category, or one with too few pictures.
+    Raises InputError: no category, or one with too few pictures.
     """
 
     categories: Sequence[Category]

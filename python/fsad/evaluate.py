@@ -106,8 +106,7 @@ def run_evaluation(
 ) -> list[dict[str, Any]]:
     """Every run's metrics, from ``folder`` where it has them already; they stay there.
 
-    Raises:
-        InputError: a category has fewer normal pictures than shots, or the name of another.
+    Raises InputError: a category has fewer normal pictures than shots, or the name of another.
     """
     twice = [name for name, count in Counter(c.name for c in categories).items() if count > 1]
     if twice:

@@ -76,11 +76,9 @@ def istc(
         shrinkage: ``"sigshrink"``, ``"soft"`` or ``"none"``.
         backend: ``"native"`` (hand-written kernels), ``"reference"`` (plain PyTorch), ``"auto"``.
 
-    Returns:
-        The residual, shape ([T,] n, d), dtype of ``queries``.
+    Returns the residual, shape ([T,] n, d), dtype of ``queries``.
 
-    Raises:
-        InputError: for shapes, dtypes, devices or settings that do not fit.
+    Raises InputError: for shapes, dtypes, devices or settings that do not fit.
     """
     _check_floating("queries", queries, "atoms", atoms)
     if queries.dim() not in (2, 3) or atoms.dim() != queries.dim():
@@ -124,8 +122,7 @@ def sparse_code(
         The residual patches, ([T,] B, c·l², h, w); entry ``channel·l² + offset`` of a patch as in
         ``torch.nn.functional.unfold``.
 
-    Raises:
-        InputError: for shapes, dtypes, devices or settings that do not fit.
+    Raises InputError: for shapes, dtypes, devices or settings that do not fit.
     """
     _check_floating("features", features, "support_features", support_features)
     is_single = features.dim() == 4 and support_features.dim() == 4

@@ -25,8 +25,7 @@ class LangevinSampler:
         noise: standard deviation of the Gaussian noise of a step, 0 for none; ``None`` for eq. 4's √β.
         limits: lowest and highest value of a pixel, to which each step is clamped; ``None`` for no limits.
 
-    Raises:
-        InputError: for settings that cannot be used.
+    Raises InputError: for settings that cannot be used.
     """
 
     steps: int = 5
@@ -56,11 +55,9 @@ class LangevinSampler:
             differentiable: the last so many steps can be differentiated, in what ``energy`` depends on and in
                 ``start`` (if they are all of them), which needs second derivatives of the energy.
 
-        Returns:
-            Where the chains end, of the shape of ``start``; detached unless ``differentiable``.
+        Returns where the chains end, of the shape of ``start``; detached unless ``differentiable``.
 
-        Raises:
-            DivergedError: it is not finite.
+        Raises DivergedError: it is not finite.
         """
         if not 0 <= differentiable <= self.steps:
             raise InputError(f"differentiable counts steps, 0 to {self.steps}; got {differentiable}")

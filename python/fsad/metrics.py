@@ -29,8 +29,7 @@ def image_metrics(anomalous: ArrayLike, scores: ArrayLike) -> dict[str, float]:
         anomalous: (n,), truth values.
         scores: (n,), higher is more anomalous.
 
-    Raises:
-        InputError: no scores, scores that are not finite, lengths that differ, or one class only.
+    Raises InputError: no scores, scores that are not finite, lengths that differ, or one class only.
     """
     truth, values = _checked(anomalous, scores)
     _check_classes(truth)
@@ -51,8 +50,7 @@ def frame_auc(videos: Sequence[tuple[ArrayLike, ArrayLike]], normalise: bool) ->
         normalise: map the scores of each video to [0, 1] by its smallest and largest, as the literature
             does; those of a video whose frames all score the same become 0.
 
-    Raises:
-        InputError: as in `image_metrics`; a single video may be of one class.
+    Raises InputError: as in `image_metrics`; a single video may be of one class.
     """
     if not videos:
         raise InputError("got no videos; give at least one (labels, scores)")
@@ -100,8 +98,7 @@ class PixelMetrics:
     def add(self, anomaly_map: ArrayLike, mask: ArrayLike) -> None:
         """Take in a picture: its scores (H, W) and where it is anomalous, bool (H, W).
 
-        Raises:
-            InputError: shapes that differ, a mask that is not bool, scores that float32 cannot hold.
+        Raises InputError: shapes that differ, a mask that is not bool, scores that float32 cannot hold.
         """
         scores, truth = np.asarray(anomaly_map, np.float32), np.asarray(mask)
         if scores.ndim != 2 or scores.shape != truth.shape or truth.dtype != bool:
@@ -124,8 +121,7 @@ class PixelMetrics:
         F1 is the best over all thresholds. mIoU is the best intersection over union of the pixels of all
         pictures, F1/(2 - F1).
 
-        Raises:
-            InputError: no anomalous or no normal pixel.
+        Raises InputError: no anomalous or no normal pixel.
         """
         normal, anomalous = self._sorted()
         count, limit = len(anomalous), MAX_FPR * len(normal)
@@ -153,8 +149,7 @@ class PixelMetrics:
 
         The share of a component that is found, mean over all, at the lowest threshold that keeps to the rate.
 
-        Raises:
-            InputError: as in `compute`.
+        Raises InputError: as in `compute`.
         """
         normal, anomalous = self._sorted()
         allowed = (np.linspace(0, MAX_FPR, points) * len(normal)).astype(int)

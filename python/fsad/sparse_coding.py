@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from fsad import functional, reference, whitening
-from fsad.atoms import Dictionary, prepare, thin
-from fsad.dictionary import StoredDictionary, full_precision
+from fsad.dictionary import Dictionary, StoredDictionary, full_precision, prepare, thin
 from fsad.errors import DivergedError, InputError, NotAdaptedError
 
 # Of the detector, for features of ImageNet networks; chosen on development sets (solar cells, magnetic tiles,
@@ -56,8 +55,7 @@ class SparseCodingLayer(StoredDictionary):
         ridge: ε of the whitening, in units of the mean eigenvalue: the larger, the less rare directions are
             amplified.
 
-    Raises:
-        InputError: for settings that cannot be used.
+    Raises InputError: for settings that cannot be used.
     """
 
     def __init__(
@@ -140,9 +138,7 @@ class SparseCodingLayer(StoredDictionary):
                 support = full_precision("support", support, features.dim()).to(features.dtype)
                 dictionary = self.dictionary(support if batched else support[None])
             result = self._code(features if batched else features[None], dictionary, reconstruction, codes)
-        if batched:
-            return result
-        return SparseCode._make(None if tensor is None else tensor[0] for tensor in result)
+        return result if batched else SparseCode._make(each if each is None else each[0] for each in result)
 
     def dictionary(self, support: Tensor) -> Dictionary:
         """The dictionaries of T tasks, to code over more than once: (T, K, c, h, w).
@@ -186,11 +182,9 @@ class SparseCodingLayer(StoredDictionary):
             residual = residual * peak.view(tasks, images, 1, height, width)
         energy = residual.square().mean(2)
         self._guard(energy, queries)
+        rebuilt = self._reconstruct(queries, residual, whitener) if rebuild else None
         return SparseCode(
-            residual,
-            energy,
-            self._reconstruct(queries, residual, whitener) if rebuild else None,
-            self._codes(queries, dictionary, peak) if codes else None,
+            residual, energy, rebuilt, self._codes(queries, dictionary, peak) if codes else None
         )
 
     def _guard(self, energy: Tensor, queries: Tensor) -> None:
@@ -226,11 +220,9 @@ class SparseCodingLayer(StoredDictionary):
         rows = reference.im2col(queries, self.receptive_field)
         scale = torch.ones_like(rows[..., 0]) if peak is None else peak
         atoms = functional.dictionary_rows(dictionary.atoms, dictionary.kept, self.receptive_field)
-        codes = reference.istc_codes(
-            rows / scale[..., None], atoms, dictionary.step, self.lambdas, self.taus, self.shrinkage
-        )
-        codes = codes * scale[..., None]
-        return codes.mT.reshape(tasks, -1, images, height, width).transpose(1, 2)
+        schedule = self.lambdas, self.taus, self.shrinkage
+        codes = reference.istc_codes(rows / scale[..., None], atoms, dictionary.step, *schedule)
+        return (codes * scale[..., None]).mT.reshape(tasks, -1, images, height, width).transpose(1, 2)
 
     def _stored_dictionary(self, features: Tensor) -> Dictionary:
         if not self.is_adapted:
@@ -239,47 +231,39 @@ class SparseCodingLayer(StoredDictionary):
                 "normal images first, or pass them as layer(features, support)"
             )
         if self.atoms.device != features.device:
-            raise InputError(
-                f"features are on {features.device}, the dictionary is on {self.atoms.device}; "
-                "move one with .to()"
-            )
+            where = f"features are on {features.device}, the dictionary is on {self.atoms.device}"
+            raise InputError(f"{where}; move one with .to()")
         index = self.atom_index[None] if len(self.atom_index) else None
         whitener = self.whitener.to(features)[None] if self.step == "whiten" else None
         return Dictionary(self.atoms.to(features.dtype), index, self.gain.to(features), whitener)
 
     def _make_schedule(self) -> tuple[list[float], list[float] | None]:
-        settings = self._settings
-        if isinstance(settings["schedule"], list):
-            lambdas = settings["schedule"]
-        else:
-            ratio = settings["lambda_max"] / settings["lambda_min"]
-            n = settings["iterations"]
-            lambdas = [settings["lambda_max"] * ratio ** (-j / n) for j in range(1, n + 1)]
-        if self.shrinkage != "sigshrink":
-            return lambdas, None
-        if settings["tau"] is not None:
-            return lambdas, settings["tau"]
+        s = self._settings
+        lambdas, n = s["schedule"], s["iterations"]
+        if isinstance(lambdas, str):
+            ratio = s["lambda_max"] / s["lambda_min"]
+            lambdas = [s["lambda_max"] * ratio ** (-j / n) for j in range(1, n + 1)]
+        if self.shrinkage != "sigshrink" or s["tau"] is not None:
+            return lambdas, s["tau"]
         if not all(lam > 0 for lam in lambdas):
             raise InputError(f"sharpness needs thresholds λ > 0, got {lambdas}; or give tau")
-        return lambdas, [settings["sharpness"] / lam for lam in lambdas]
+        return lambdas, [s["sharpness"] / lam for lam in lambdas]
 
     def _check_settings(self) -> None:
         s = self._settings
+        n, schedule, atoms = s["iterations"], s["schedule"], self.max_atoms
+        field, step, known = self.receptive_field, s["step"], schedule in ("relative", "absolute")
         checks = {
-            "iterations": type(s["iterations"]) is int and 1 <= s["iterations"] <= functional.MAX_ITERATIONS,
+            "iterations": type(n) is int and 1 <= n <= functional.MAX_ITERATIONS,
             "lambda_max": s["lambda_max"] >= s["lambda_min"],
             "lambda_min": s["lambda_min"] > 0,
-            "schedule": s["schedule"] in ("relative", "absolute")
-            or (isinstance(s["schedule"], list) and len(s["schedule"]) == s["iterations"]),
+            "schedule": known or (isinstance(schedule, list) and len(schedule) == n),
             "sharpness": s["sharpness"] > 0,
-            "shrinkage": s["shrinkage"] in functional.SHRINKAGES,
-            "receptive_field": type(s["receptive_field"]) is int
-            and s["receptive_field"] >= 1
-            and s["receptive_field"] % 2 == 1,
-            "step": s["step"] in ("whiten", "lipschitz")
-            or (type(s["step"]) in (int, float) and 0 < s["step"] < math.inf),
-            "max_atoms": s["max_atoms"] is None or (type(s["max_atoms"]) is int and s["max_atoms"] >= 1),
-            "backend": s["backend"] in functional.BACKENDS,
+            "shrinkage": self.shrinkage in functional.SHRINKAGES,
+            "receptive_field": type(field) is int and field >= 1 and field % 2 == 1,
+            "step": step in ("whiten", "lipschitz") or (type(step) in (int, float) and 0 < step < math.inf),
+            "max_atoms": atoms is None or (type(atoms) is int and atoms >= 1),
+            "backend": self.backend in functional.BACKENDS,
             "ridge": 0 < s["ridge"] < math.inf,
         }
         for name, good in checks.items():
