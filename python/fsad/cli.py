@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from .detector import FewShotDetector
-    from .results import ResultFolder
+    from .report import ResultFolder
 
 UNREADABLE, ANOMALOUS = 3, 4
 
@@ -130,7 +130,7 @@ def detect(
     if (model is None) == (normal is None):
         raise typer.BadParameter("give either --model FILE or --normal FOLDER")
     from .images import list_images
-    from .results import ResultFolder
+    from .report import ResultFolder
 
     # The overlays of an earlier run, where the output folder lies in the folder of pictures or is it.
     own = output.resolve() / "overlays"

@@ -83,8 +83,7 @@ def fingerprint(source: Any) -> bytes:
     if isinstance(source, np.ndarray):
         content = f"{source.dtype} {source.shape}".encode() + source.tobytes()
     elif isinstance(source, Path):
-        stat = source.stat()
-        content = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()
+        content = f"{source.resolve()} {source.stat().st_size} {source.stat().st_mtime_ns}".encode()
     else:
         content = repr(source).encode()
     return hashlib.sha256(about.encode() + content).digest()
@@ -228,10 +227,9 @@ def _visa(root: Path) -> list[Category]:
         category = categories.setdefault(name, Category(name, [], []))
         if kind == "train normal":
             category.normal.append(image)
-        elif kind == "test normal":
-            category.test.append(Picture(image, False, None))
         else:
-            category.test.append(Picture(image, True, mask))
+            anomalous = kind == "test anomaly"
+            category.test.append(Picture(image, anomalous, mask if anomalous else None))
     return sorted(categories.values(), key=lambda category: category.name)
 
 
@@ -291,33 +289,19 @@ def _ucsd(number: int) -> tuple[str, tuple[str], Callable[[Path], list[VideoCate
 
 
 # The fields of `Dataset` from `layout` on.
-TREE = (
-    "<category>/train/good/*.png, test/{good,<defect>}/*.png, ground_truth/<defect>/<name>_mask.png",
-    ("*/train/good",),
-    _tree,
-)
+LIKE_MVTEC = "<category>/train/good/*.png, test/{good,<defect>}/*.png, ground_truth/<defect>/<name>_mask.png"
+TREE = LIKE_MVTEC, ("*/train/good",), _tree
 VISA = "split_csv/1cls.csv, or MVTec AD's layout", ("split_csv/1cls.csv", "*/train/good"), _visa
 BTAD = "{01,02,03}/{train/ok,test/{ok,ko},ground_truth/ko}/*", ("*/train/ok", "*/train/good"), _tree
 KOLEKTOR = "kosNN/PartM.jpg, kosNN/PartM_label.bmp; only odd NN to adapt to", ("kos*/*_label.*",), _kolektor
 ELPV = "package elpv-dataset; labels 0 and 1, every third block of 60 to test on", (), _elpv
-FOLDERS = (
-    "<category>/train/*.png or train/good/*.png, test/{good,<defect>}/*.png, and maybe ground_truth",
-    ("*/train",),
-    partial(_tree, need_masks=False),
-)
+LOOSE = "<category>/train/*.png or train/good/*.png, test/{good,<defect>}/*.png, and maybe ground_truth"
+FOLDERS = LOOSE, ("*/train",), partial(_tree, need_masks=False)
 MADE_UP = "no files; a product of each family, 20 to adapt to, 20 + 20 to test on", (), _procedural
-AVENUE = (
-    "{training,testing}_videos/01.avi, ground_truth_demo/testing_label_mask/1_label.mat",
-    ("training_videos",),
-    avenue,
-    True,
-)
-SHANGHAITECH = (
-    "training/videos/01_001.avi, testing/frames/01_0014/000.jpg, testing/test_frame_mask/01_0014.npy",
-    ("testing/frames",),
-    shanghaitech,
-    True,
-)
+CLIPS = "{training,testing}_videos/01.avi, ground_truth_demo/testing_label_mask/1_label.mat"
+AVENUE = CLIPS, ("training_videos",), avenue, True
+SCENES = "training/videos/01_001.avi, testing/frames/01_0014/000.jpg, testing/test_frame_mask/01_0014.npy"
+SHANGHAITECH = SCENES, ("testing/frames",), shanghaitech, True
 BY_NC_SA, ON_ITS_PAGE = "CC BY-NC-SA 4.0", "see its page"
 
 _ALL = (

@@ -40,28 +40,18 @@ EXAMPLES, EXAMPLE_SIZE = 6, 128  # maps to look at, and their side; of the first
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is compared.
+    """What is compared; raises InputError where it cannot be."""
 
-    Args:
-        methods: names of ``fsad.baselines.METHODS``.
-        backbones: names that ``load_backbone`` knows; "{category}" in one becomes the category's.
-        maml: the weights of MAML-AE, which then is compared too.
-        shots: numbers K of normal pictures.
-        draws: of K normal pictures each; those of a smaller K are the first of a larger.
-        size: pictures are resized to this square.
-        augment: flipped and turned, the normal pictures are normal too, as in the paper.
-        loaded: backbones at hand, by name, in place of what ``load_backbone`` finds.
-    """
-
-    methods: Sequence[str] = DEFAULT_METHODS
+    methods: Sequence[str] = DEFAULT_METHODS  # names of ``fsad.baselines.METHODS``
+    # Names that ``load_backbone`` knows; "{category}" in one becomes the category's.
     backbones: Sequence[str] = ("efficientnet_lite0",)
-    maml: str | None = None
-    shots: Sequence[int] = (10,)
-    draws: int = 5
-    size: int = 256
-    augment: bool = False
+    maml: str | None = None  # the weights of MAML-AE, which then is compared too
+    shots: Sequence[int] = (10,)  # numbers K of normal pictures
+    draws: int = 5  # of K normal pictures each; those of a smaller K are the first of a larger
+    size: int = 256  # pictures are resized to this square
+    augment: bool = False  # flipped and turned, the normal pictures are normal too, as in the paper
     device: str = "cpu"
-    loaded: Mapping[str, Backbone] = field(default_factory=dict)
+    loaded: Mapping[str, Backbone] = field(default_factory=dict)  # in place of what ``load_backbone`` finds
 
     def __post_init__(self) -> None:
         known = [name for name in METHODS if name != "maml-ae"]  # which has weights of its own

@@ -122,11 +122,10 @@ def read(
 
     ``roi`` is bool (H, W) of any size. Raises InputError, which names the picture.
     """
-    pixels = load_image(source, max_pixels)
+    pixels, inside = load_image(source, max_pixels), None
     original = (pixels.shape[0], pixels.shape[1])
     pixels = resize(pixels, input_size) if tile is None else pixels
     size = (pixels.shape[0], pixels.shape[1])
-    inside = None
     if roi is not None:
         inside = torch.from_numpy(resize(roi[..., None].astype(np.float32), size)[..., 0] >= 0.5)
     try:
@@ -167,9 +166,8 @@ def sources(images: Any) -> Iterable[Any]:
         return [images]
     if isinstance(images, Iterable):
         return images
-    raise InputError(
-        f"got {type(images).__name__} for pictures; expected paths, a folder, PIL images, arrays or tensors"
-    )
+    expected = "paths, a folder, PIL images, arrays or tensors"
+    raise InputError(f"got {type(images).__name__} for pictures; expected {expected}")
 
 
 def _smooth(pixels: Tensor, sigma: float, roi: Tensor | None) -> Tensor:

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from fsad.errors import DivergedError, InputError
 
-Energy = Callable[[Tensor], Tensor]
-
 
 @dataclass
 class LangevinSampler:
@@ -44,7 +42,11 @@ class LangevinSampler:
         self.noise = math.sqrt(self.step_size) if self.noise is None else self.noise
 
     def __call__(
-        self, energy: Energy, start: Tensor, generator: torch.Generator | None = None, differentiable: int = 0
+        self,
+        energy: Callable[[Tensor], Tensor],
+        start: Tensor,
+        generator: torch.Generator | None = None,
+        differentiable: int = 0,
     ) -> Tensor:
         """Run the chain on a batch.
 
@@ -63,25 +65,20 @@ class LangevinSampler:
             raise InputError(f"differentiable counts steps, 0 to {self.steps}; got {differentiable}")
         sample = start if differentiable == self.steps else start.detach()
         for step in range(self.steps):
-            sample = self._step(energy, sample, generator, step >= self.steps - differentiable)
+            keep_graph = step >= self.steps - differentiable
+            with torch.inference_mode(False), torch.enable_grad():
+                if not keep_graph or not sample.requires_grad:
+                    sample = sample.detach().clone().requires_grad_()  # a clone can leave inference mode
+                # The sum's gradient is each picture's own, whatever the batch.
+                (gradient,) = torch.autograd.grad(energy(sample).sum(), sample, create_graph=keep_graph)
+                moved = sample - self.step_size / 2 * gradient
+            if self.noise:
+                moved = moved + self.noise * torch.empty_like(sample).normal_(generator=generator)
+            if self.limits is not None:
+                moved = moved.clamp(*self.limits)
+            sample = moved if keep_graph else moved.detach()
         if sample.device.type == "cpu" and not sample.detach().isfinite().all():
             raise DivergedError(
                 f"Langevin sampling diverged: step_size={self.step_size:g} is too large for this energy"
             )
         return sample
-
-    def _step(
-        self, energy: Energy, sample: Tensor, generator: torch.Generator | None, keep_graph: bool
-    ) -> Tensor:
-        with torch.inference_mode(False), torch.enable_grad():
-            if not keep_graph or not sample.requires_grad:
-                sample = sample.detach().clone().requires_grad_()  # a clone can leave inference mode
-            # The sum's gradient is each picture's own, whatever the batch.
-            (gradient,) = torch.autograd.grad(energy(sample).sum(), sample, create_graph=keep_graph)
-            moved = sample - self.step_size / 2 * gradient
-        if self.noise:
-            noise = torch.empty_like(sample).normal_(generator=generator)
-            moved = moved + self.noise * noise
-        if self.limits is not None:
-            moved = moved.clamp(*self.limits)
-        return moved if keep_graph else moved.detach()

@@ -31,24 +31,15 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: one update is a step of AdamW on the mean loss of some episodes.
+    """How long and how fast: one update is a step of AdamW on the mean loss of some episodes."""
 
-    Args:
-        updates: of the weights, altogether; with 0 they stay untrained.
-        episodes: per update and process.
-        rate: AdamW's learning rate after ``warm_up`` updates, from where it falls to 0 as a half cosine.
-        decay: AdamW's weight decay.
-        clip: the gradient's norm is cut to this.
-        every: updates between checkpoints.
-    """
-
-    updates: int = 1000
-    episodes: int = 1
-    rate: float = 1e-3
+    updates: int = 1000  # of the weights, altogether; with 0 they stay untrained
+    episodes: int = 1  # per update and process
+    rate: float = 1e-3  # AdamW's, after ``warm_up`` updates, from where it falls to 0 as a half cosine
     warm_up: int = 50
-    decay: float = 1e-4
-    clip: float = 1.0
-    every: int = 50
+    decay: float = 1e-4  # AdamW's weight decay
+    clip: float = 1.0  # the gradient's norm is cut to this
+    every: int = 50  # updates between checkpoints
 
     def __post_init__(self) -> None:
         if min(self.episodes, self.every) < 1 or min(self.updates, self.warm_up, self.decay) < 0:
