@@ -36,21 +36,15 @@ def _(queries, scale, atoms, atom_index, step, lambdas, taus, shrinkage, recepti
 
 
 @torch.library.register_fake("fsad::istc_backward")
-def _(
-    grad, history, queries, scale, atoms, index, step,
-    lambdas, taus, shrinkage, field, allow_tf32, need_atoms,
-):  # fmt: skip
+def _(grad, history, queries, scale, atoms, index, step, lambdas, taus, shrinkage, field, tf32, need_atoms):
     grad_atoms = torch.empty_like(atoms) if need_atoms else atoms.new_empty(0)
     return torch.empty_like(queries), torch.empty_like(scale), grad_atoms
 
 
 @torch.library.register_fake("fsad::istc_double_backward")
-def _(
-    tangent_queries, tangent_scale, tangent_atoms, grad, history, queries, scale, atoms, index, step,
-    lambdas, taus, shrinkage, field, allow_tf32, need_atoms,
-):  # fmt: skip
-    grad_atoms = torch.empty_like(atoms) if need_atoms else atoms.new_empty(0)
-    return (torch.empty_like(grad), torch.empty_like(queries), torch.empty_like(scale), grad_atoms)
+def _(tangent_queries, tangent_scale, tangent_atoms, grad, history, queries, scale, atoms, *settings):
+    grad_atoms = torch.empty_like(atoms) if settings[-1] else atoms.new_empty(0)
+    return torch.empty_like(grad), torch.empty_like(queries), torch.empty_like(scale), grad_atoms
 
 
 @torch.library.register_fake("fsad::peak_atom")
@@ -62,11 +56,9 @@ def _(queries, atoms, atom_index, receptive_field):
 
 
 def _save_forward(ctx, inputs, output):
-    queries, scale, atoms, atom_index, step, *settings = inputs
-    _, history = output
-    ctx.save_for_backward(queries, scale, atoms, atom_index, step, history)
-    ctx.settings = settings
-    ctx.mark_non_differentiable(history)
+    ctx.save_for_backward(*inputs[:5], output[1])
+    ctx.settings = inputs[5:]
+    ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
@@ -94,13 +86,13 @@ def _double_backward(ctx, tangent_queries, tangent_scale, tangent_atoms):
     if tangent_atoms is not None and tangent_atoms.dim() != atoms.dim():
         tangent_atoms = None
     need_atoms = _is_wanted(ctx, 4)
-    grad_grad, grad_queries, grad_scale, grad_atoms = torch.ops.fsad.istc_double_backward(
-        _contiguous_or_zeros(tangent_queries, queries),
-        _contiguous_or_zeros(tangent_scale, scale),
+    tangents = (
+        torch.zeros_like(queries) if tangent_queries is None else tangent_queries.contiguous(),
+        torch.zeros_like(scale) if tangent_scale is None else tangent_scale.contiguous(),
         None if tangent_atoms is None else tangent_atoms.contiguous(),
-        *ctx.saved_tensors,
-        *ctx.settings,
-        need_atoms,
+    )
+    grad_grad, grad_queries, grad_scale, grad_atoms = torch.ops.fsad.istc_double_backward(
+        *tangents, *ctx.saved_tensors, *ctx.settings, need_atoms
     )
     return grad_grad, None, grad_queries, grad_scale, grad_atoms if need_atoms else None, *(None,) * 8
 
@@ -118,10 +110,6 @@ def _is_wanted(ctx, position: int) -> bool:
         return torch._C._will_engine_execute_node(node)
     except (RuntimeError, AttributeError):  # a leaf that autograd.grad asks for; a torch without the function
         return True
-
-
-def _contiguous_or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if tangent is None else tangent.contiguous()
 
 
 def _third_order(ctx, *grads):

@@ -17,6 +17,7 @@ from fsad.efficientnet import EfficientNetLite0, merge_levels
 from fsad.errors import FsadError, InputError, ModelFileError
 from fsad.model_file import digest
 from fsad.networks import SHIPPED, SmallResNet, load_network
+from fsad.sparse_coding import DEFAULT_SETTINGS, SparseCodingLayer
 
 
 class Backbone(nn.Module):
@@ -31,6 +32,10 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.module(images)
+
+    def layer(self) -> SparseCodingLayer:
+        """A layer of the settings it was trained with, or ``DEFAULT_SETTINGS``."""
+        return SparseCodingLayer(**(self.sparse_coding or DEFAULT_SETTINGS))
 
     @property
     def weights_hash(self) -> str:

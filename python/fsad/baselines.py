@@ -17,7 +17,7 @@ from fsad.dictionary import thin
 from fsad.energy import AdaptiveEnergyModel
 from fsad.errors import InputError, NotAdaptedError
 from fsad.maml import Autoencoder, MamlLoss
-from fsad.sparse_coding import DEFAULT_SETTINGS, SparseCodingLayer
+from fsad.sparse_coding import SparseCodingLayer
 from fsad.trained_autoencoder import TrainedAutoencoder
 from fsad.whitening import second_moment, unit_length, whitening_matrix
 
@@ -58,9 +58,8 @@ class _Baseline(ABC):
         if not hasattr(self, "_fitted"):
             raise NotAdaptedError(f"{type(self).__name__} has no normal features: call fit first")
         if features.dim() != 4 or features.shape[1] != self._fitted.shape[-1]:
-            raise InputError(
-                f"expected features (B, {self._fitted.shape[-1]}, h, w), got {tuple(features.shape)}"
-            )
+            channels = self._fitted.shape[-1]
+            raise InputError(f"expected features (B, {channels}, h, w), got {tuple(features.shape)}")
         return self._score(unit_length(features, 1).movedim(1, -1))
 
 
@@ -168,9 +167,8 @@ class MamlAutoencoder:
 
     def __init__(self, autoencoder: Backbone) -> None:
         if not isinstance(autoencoder.module, Autoencoder):
-            raise InputError(
-                f"maml-ae needs the weights of `fsad train --method maml-ae`, not {autoencoder.name}"
-            )
+            needed = "the weights of `fsad train --method maml-ae`"
+            raise InputError(f"maml-ae needs {needed}, not {autoencoder.name}")
         self._loss = MamlLoss(autoencoder.module.requires_grad_())
 
     def fit(self, pictures: Tensor) -> None:
@@ -188,13 +186,9 @@ class Kind(NamedTuple):
     sees: Literal["features", "pictures", "all pictures"] = "features"
 
 
-def _layer(network: Backbone) -> SparseCodingLayer:
-    return SparseCodingLayer(**(network.sparse_coding or DEFAULT_SETTINGS))
-
-
 METHODS: dict[str, Kind] = {
-    "fsad": Kind(lambda network: SparseCoding(_layer(network))),
-    "fsad-gradient": Kind(lambda network: GradientMap(network, _layer(network)), "pictures"),
+    "fsad": Kind(lambda network: SparseCoding(network.layer())),
+    "fsad-gradient": Kind(lambda network: GradientMap(network, network.layer()), "pictures"),
     "nearest-neighbour": Kind(lambda _: NearestNeighbour()),
     "nearest-neighbour-coreset": Kind(lambda _: NearestNeighbour(max_atoms=1024)),
     "mahalanobis": Kind(lambda _: Mahalanobis()),

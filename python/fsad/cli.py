@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from .detector import FewShotDetector
-    from .report import ResultFolder
 
 UNREADABLE, ANOMALOUS = 3, 4
 
@@ -144,10 +143,20 @@ def detect(
                 folder.add(detector, result)
                 advance()
         folder.publish(detector, display_name(model or normal or ""))
-    _print_results(folder, str(detector.threshold_))
-    if fail_on_anomaly and any(row["anomalous"] for row in folder.rows):
+    table = Table("image", "score", "verdict", "regions", title="Most anomalous pictures")
+    for row in sorted(folder.rows, key=lambda row: -row["score"])[:10]:
+        verdict = "anomalous" if row["anomalous"] else "normal"
+        table.add_row(row["image"], f"{row['score']:.4g}", verdict, str(len(row["regions"])))
+    out.print(table)
+    bad, lost = sum(row["anomalous"] for row in folder.rows), len(folder.unreadable)
+    counts = f"{len(folder.rows)} pictures scored, {bad} anomalous, {lost} unreadable."
+    page = display_name(output / "report.html")
+    out.print(f"{counts} {detector.threshold_}\nReport: {page}", soft_wrap=True)
+    for _, reason in folder.unreadable:
+        err.print(f"Unreadable: {reason}")
+    if fail_on_anomaly and bad:
         raise typer.Exit(ANOMALOUS)
-    if skipped or folder.unreadable:
+    if skipped or lost:
         raise typer.Exit(UNREADABLE)
 
 
@@ -373,16 +382,3 @@ def _progress(task: str, total: int) -> Iterator[Callable[..., object]]:
             bar.advance(number) if to is None else bar.update(number, completed=to)
 
         yield advance
-
-
-def _print_results(folder: "ResultFolder", threshold: str) -> None:
-    table = Table("image", "score", "verdict", "regions", title="Most anomalous pictures")
-    for row in sorted(folder.rows, key=lambda row: -row["score"])[:10]:
-        verdict = "anomalous" if row["anomalous"] else "normal"
-        table.add_row(row["image"], f"{row['score']:.4g}", verdict, str(len(row["regions"])))
-    out.print(table)
-    bad, lost = sum(row["anomalous"] for row in folder.rows), len(folder.unreadable)
-    counts = f"{len(folder.rows)} pictures scored, {bad} anomalous, {lost} unreadable."
-    out.print(f"{counts} {threshold}\nReport: {display_name(folder.folder / 'report.html')}", soft_wrap=True)
-    for _, reason in folder.unreadable:
-        err.print(f"Unreadable: {reason}")

@@ -21,7 +21,7 @@ from fsad.errors import DivergedError, InputError, ModelFileError, NotAdaptedErr
 from fsad.frames import Picture
 from fsad.images import load_image
 from fsad.model_file import read_model, write_model
-from fsad.sparse_coding import DEFAULT_SETTINGS, SparseCodingLayer
+from fsad.sparse_coding import SparseCodingLayer
 
 
 class PictureResult(NamedTuple):
@@ -242,8 +242,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         for name, good in checks.items():
             if not good:
                 raise InputError(f"FewShotDetector cannot use {name}={getattr(self, name)!r}")
-        settings = backbone.sparse_coding or DEFAULT_SETTINGS
-        layer = self.sparse_coding or SparseCodingLayer(**settings)
+        layer = self.sparse_coding or backbone.layer()
         model = AdaptiveEnergyModel(backbone, SparseCodingLayer(**layer.config()))
         self._device = usable_device(self.device)
         self.model_ = model.eval().requires_grad_(False).to(self._device)

@@ -14,6 +14,7 @@ from fsad import functional, patches, whitening
 from fsad.errors import DivergedError, InputError
 
 PROJECTED_WIDTH = 32
+STABLE_STEPS = "use step='whiten' (default) or 'lipschitz'"
 
 
 class Dictionary(NamedTuple):
@@ -23,29 +24,6 @@ class Dictionary(NamedTuple):
     kept: Tensor | None  # the patches that are atoms, int64 (T, k); None for all
     step: Tensor  # η, (T,)
     whitener: Tensor | None  # L⁻¹, (T, c, c); None if not whitened
-
-
-def prepare(
-    maps: Tensor, index: Tensor | None, moment: Tensor, step: str | float, ridge: float, receptive_field: int
-) -> Dictionary:
-    """Whiten, scale and choose η as ``step`` says (see ``SparseCodingLayer``).
-
-    Args:
-        maps: (T, K, c, h, w) in feature units.
-        index: (T, k) or None for all patches.
-        moment: (T, c, c), second moment of the support's vectors; read for ``step="whiten"`` only, as is
-            ``ridge``.
-    """
-    tasks = maps.shape[0]
-    if isinstance(step, float | int):
-        return Dictionary(maps, index, maps.new_full((tasks,), step), None)
-    if step == "whiten":
-        whitener = whitening.whitening_matrix(moment, ridge)
-        maps = whitening.apply(whitener, maps)
-        maps = maps / _norm(maps, index, receptive_field)[:, None, None, None, None]
-        return Dictionary(maps, index, maps.new_ones(tasks), whitener)
-    eta = _norm(maps, index, receptive_field).square().reciprocal()
-    return Dictionary(maps, index, eta, None)
 
 
 def thin(
@@ -100,20 +78,12 @@ def positions(mask: Tensor | None, maps: Tensor) -> Tensor | None:
         return None
     count, _, height, width = maps.shape
     if mask.dtype != torch.bool or mask.shape not in ((height, width), (count, height, width)):
-        raise InputError(
-            f"mask must be bool {(height, width)} or {(count, height, width)}, "
-            f"got {mask.dtype} {tuple(mask.shape)}"
-        )
+        shapes = f"{(height, width)} or {(count, height, width)}"
+        raise InputError(f"mask must be bool {shapes}, got {mask.dtype} {tuple(mask.shape)}")
     index = mask.to(maps.device).expand(count, height, width).flatten().nonzero()[:, 0]
     if len(index) == 0:
         raise InputError("the mask leaves no position for the dictionary; it must be true somewhere")
     return index
-
-
-def _norm(maps: Tensor, index: Tensor | None, receptive_field: int) -> Tensor:
-    norm = patches.spectral_norm(maps.movedim(2, -1), index, receptive_field)
-    # A dictionary of zeros reconstructs nothing at any step.
-    return torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
 class StoredDictionary(nn.Module):
@@ -180,10 +150,8 @@ class StoredDictionary(nn.Module):
             return self.adapt(support, mask)
         maps = self._support_maps(support)
         if maps.shape[1] != self.support.shape[1]:
-            raise InputError(
-                f"the dictionary has {self.support.shape[1]} channels, the new support "
-                f"{maps.shape[1]}; both must come from the same backbone"
-            )
+            got = f"the dictionary has {self.support.shape[1]} channels, the new support {maps.shape[1]}"
+            raise InputError(f"{got}; both must come from the same backbone")
         new = positions(mask, maps)
         rows = _rows(maps, new)
         total = int(self.count) + len(rows)
@@ -205,12 +173,15 @@ class StoredDictionary(nn.Module):
         return self._store(maps, self._centers(maps), tensors["moment"], int(tensors["count"]))
 
     def _support_maps(self, support: Tensor) -> Tensor:
-        support = full_precision("support", support, 4).detach()
+        maps = self._normalized(full_precision("support", support, 4).detach())
+        if not maps.isfinite().all():
+            raise InputError("support features contain NaN or infinity; check the backbone's output")
+        return maps
+
+    def _normalized(self, support: Tensor) -> Tensor:
         if support.numel() == 0:
             raise InputError(f"support is empty: {tuple(support.shape)}; give at least one normal image")
-        if not support.isfinite().all():
-            raise InputError("support features contain NaN or infinity; check the backbone's output")
-        return whitening.unit_length(support, 1) if self.normalize else support
+        return whitening.unit_length(support, -3) if self.normalize else support
 
     def _patches(self) -> Tensor:
         """The stored atoms as maps of their own, (k, c, l, l)."""
@@ -223,16 +194,36 @@ class StoredDictionary(nn.Module):
         area = self.receptive_field**2
         return None if area == 1 else torch.arange(len(maps), device=maps.device) * area + area // 2
 
+    def _ready(self, maps: Tensor, index: Tensor | None, moment: Tensor) -> Dictionary:
+        """Whitened, scaled, and with η as ``step`` says (see ``SparseCodingLayer``).
+
+        Args:
+            maps: (T, K, c, h, w) in feature units.
+            index: (T, k) or None for all patches.
+            moment: (T, c, c), second moment of the support's vectors; read for ``step="whiten"`` only.
+        """
+        if isinstance(self.step, float | int):
+            return Dictionary(maps, index, maps.new_full((len(maps),), self.step), None)
+        if self.step == "whiten":
+            whitener = whitening.whitening_matrix(moment, self.ridge)
+            maps = whitening.apply(whitener, maps)
+            maps = maps / self._norm(maps, index)[:, None, None, None, None]
+            return Dictionary(maps, index, maps.new_ones(len(maps)), whitener)
+        return Dictionary(maps, index, self._norm(maps, index).square().reciprocal(), None)
+
+    def _norm(self, maps: Tensor, index: Tensor | None) -> Tensor:
+        norm = patches.spectral_norm(maps.movedim(2, -1), index, self.receptive_field)
+        # A dictionary of zeros reconstructs nothing at any step.
+        return torch.where(norm > 0, norm, torch.ones_like(norm))
+
     def _store(self, maps: Tensor, index: Tensor | None, moment: Tensor, count: int) -> "StoredDictionary":
         kept = None if index is None else index[None]
-        ready = prepare(maps[None], kept, moment[None], self.step, self.ridge, self.receptive_field)
+        ready = self._ready(maps[None], kept, moment[None])
         if not isinstance(self.step, str):
-            growth = float(self.step * _norm(maps[None], kept, self.receptive_field).square())
+            growth = float(self.step * self._norm(maps[None], kept).square())
             if growth >= 2:
-                raise DivergedError(
-                    f"step={self.step:g} diverges: step·‖D‖₂² = {growth:.4g} must be below 2 for "
-                    "this dictionary; use step='whiten' (default) or 'lipschitz'"
-                )
+                wrong = f"step={self.step:g} diverges: step·‖D‖₂² = {growth:.4g} must be below 2"
+                raise DivergedError(f"{wrong} for this dictionary; {STABLE_STEPS}")
         self.support = maps.contiguous()
         self.atom_index = maps.new_empty(0, dtype=torch.int64) if index is None else index
         self.moment, self.count = moment, torch.tensor(count, device=maps.device)

@@ -70,20 +70,24 @@ def examine() -> dict[str, Any]:
     except ImportError as error:
         return facts | {"problem": str(error)}
     devices = [d for d in fsad_ext.DEVICES if d == "cpu" or torch.cuda.is_available()]
-    facts["native"] = {
-        "library": str(fsad_ext.LIBRARY),
-        "compiled": fsad_ext.build_info(),
-        "used": _usage(fsad_ext.DEVICES),
-    }
-    built = facts["native"]["compiled"]["version"]
-    if built != __version__:
-        return facts | {"problem": f"the native library is of fsad {built}, not {__version__}: install again"}
+    isa = torch.ops.fsad.cpu_isa()
+    reason = "as FSAD_CPU_ISA says" if "FSAD_CPU_ISA" in os.environ else "what is usual on this processor"
+    used = {"cpu": f"native, {isa} ({reason})", "cuda": "not used: torch finds no usable GPU"}
+    if torch.cuda.is_available() and "cuda" in fsad_ext.DEVICES:
+        used["cuda"] = f"native, on {torch.cuda.get_device_name()}"
+    elif torch.cuda.is_available():
+        used["cuda"] = "plain PyTorch reference: the library was built without nvcc"
+    compiled = fsad_ext.build_info()
+    facts["native"] = {"library": str(fsad_ext.LIBRARY), "compiled": compiled, "used": used}
+    if compiled["version"] != __version__:
+        problem = f"the native library is of fsad {compiled['version']}, not {__version__}: install again"
+        return facts | {"problem": problem}
     facts["checks"], facts["left_out"] = kernel_check.check_kernels(devices)
-    facts["native"]["milliseconds"] = {torch.ops.fsad.cpu_isa(): kernel_check.cpu_milliseconds()}
-    others = set(facts["native"]["compiled"]["cpu"]) - {torch.ops.fsad.cpu_isa()}
-    problems = [problem for isa in sorted(others) if (problem := _check_other(isa, facts))]
-    if wrong := [c["kernel"] for c in facts["checks"] if not c["ok"]]:
-        problems.append(f"the kernels for {', '.join(wrong)} disagree with the reference")
+    facts["native"]["milliseconds"] = {isa: kernel_check.cpu_milliseconds()}
+    others = sorted(set(compiled["cpu"]) - {isa})
+    problems = [wrong for other in others if (wrong := _check_other(other, facts))]
+    if bad := [c["kernel"] for c in facts["checks"] if not c["ok"]]:
+        problems.append(f"the kernels for {', '.join(bad)} disagree with the reference")
     return facts | {"ok": not problems, "problem": "; ".join(problems) or None}
 
 
@@ -105,17 +109,3 @@ def _check_other(isa: str, facts: dict[str, Any]) -> str | None:
         last_words = run.stderr.strip().rpartition("\n")[2]
         return f"the check of the kernels for {isa} ended with {run.returncode}: {last_words}"
     return None
-
-
-def _usage(compiled: tuple[str, ...]) -> dict[str, str]:
-    """Which kernels are used on each device, and why."""
-    isa = torch.ops.fsad.cpu_isa()
-    reason = "as FSAD_CPU_ISA says" if "FSAD_CPU_ISA" in os.environ else "what is usual on this processor"
-    used = {"cpu": f"native, {isa} ({reason})"}
-    if not torch.cuda.is_available():
-        used["cuda"] = "not used: torch finds no usable GPU"
-    elif "cuda" in compiled:
-        used["cuda"] = f"native, on {torch.cuda.get_device_name()}"
-    else:
-        used["cuda"] = "plain PyTorch reference: the library was built without nvcc"
-    return used

@@ -29,9 +29,8 @@ class AdaptiveEnergyModel(nn.Module):
         Raises InputError: images are not (B, 3, H, W) floats, or the backbone gives no (B, c, h, w) map.
         """
         if images.dim() != 4 or not images.is_floating_point():
-            raise InputError(
-                f"images must be floating (B, 3, H, W) in [0, 1], got {images.dtype} {tuple(images.shape)}"
-            )
+            given = f"{images.dtype} {tuple(images.shape)}"
+            raise InputError(f"images must be floating (B, 3, H, W) in [0, 1], got {given}")
         features = self.backbone(images)
         if not isinstance(features, Tensor) or features.dim() != 4 or len(features) != len(images):
             got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__

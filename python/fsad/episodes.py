@@ -97,34 +97,24 @@ class Episodes(Dataset[Episode]):
 
     Hence workers, processes and a resumed training need share nothing but a number.
 
-    Args:
-        categories: normal pictures, at least ``shots + queries`` in each.
-        shots: K, the support's pictures.
-        queries: M, other pictures of the same category.
-        size: pictures are resized to this square.
-        corruptions: see ``fsad.corruption``; each query gets one of them.
-        augment: flip and turn by 90°, one transform an episode.
-
     Raises InputError: no category, or one with too few pictures.
     """
 
-    categories: Sequence[Category]
+    categories: Sequence[Category]  # at least ``shots + queries`` normal pictures in each
     _: KW_ONLY
-    shots: int = 10
-    queries: int = 4
-    size: int = 64
-    corruptions: Sequence[str] = ("noise",)
-    augment: bool = True
+    shots: int = 10  # K, the support's pictures
+    queries: int = 4  # M, other pictures of the same category
+    size: int = 64  # pictures are resized to this square
+    corruptions: Sequence[str] = ("noise",)  # see ``fsad.corruption``; each query gets one of them
+    augment: bool = True  # flip and turn by 90°, one transform an episode
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.categories:
             raise InputError("got no categories to draw episodes from")
         if min(self.shots, self.queries) < 1 or self.size < 16:
-            raise InputError(
-                "expected shots and queries of 1 or more and a size of 16 or more; "
-                f"got {self.shots}, {self.queries} and {self.size}"
-            )
+            expected = "expected shots and queries of 1 or more and a size of 16 or more"
+            raise InputError(f"{expected}; got {self.shots}, {self.queries} and {self.size}")
         short = [f"{c.name} ({len(c)})" for c in self.categories if len(c) < self.shots + self.queries]
         if short:
             shown = ", ".join(short[:5]) + (" …" if len(short) > 5 else "")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fsad.energy import AdaptiveEnergyModel
 from fsad.errors import InputError
@@ -62,7 +63,7 @@ class EpisodeLoss(nn.Module):
         energy = self._energy_over(support)
         generator = torch.Generator(query.device).manual_seed(number)
         sample = self.sampler(energy, corrupted, generator, self.differentiable)
-        error = (sample - query).square().mean()
+        error = F.mse_loss(sample, query)
         sample = sample.detach()
         normal, sampled = energy(torch.cat([query, sample])).split(len(query))
         contrast = normal.mean() - sampled.mean()
@@ -71,16 +72,9 @@ class EpisodeLoss(nn.Module):
         loss = sum(self.weights[name] * part for name, part in parts.items())
         with torch.no_grad():
             damaged = energy(corrupted)
-        seen: dict[str, Any] = {
-            "reconstruction": error,
-            "start": (corrupted - query).square().mean(),
-            "contrast": contrast,
-            "normal": normal.mean(),
-            "sampled": sampled.mean(),
-            "corrupted": damaged.mean(),
-            "sample": sample,
-        }
-        return {"loss": loss, **{name: value.detach() for name, value in seen.items()}}
+        seen = {"reconstruction": error, "start": F.mse_loss(corrupted, query), "contrast": contrast}
+        seen |= {"normal": normal.mean(), "sampled": sampled.mean(), "corrupted": damaged.mean()}
+        return {"loss": loss, "sample": sample, **{name: value.detach() for name, value in seen.items()}}
 
     @torch.no_grad()
     def scores(self, support: Tensor, images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain, product
 from pathlib import Path
@@ -100,20 +100,23 @@ def run_evaluation(
     """
     twice = [name for name, count in Counter(c.name for c in categories).items() if count > 1]
     if twice:
-        raise InputError(
-            f"several categories are named {', '.join(twice)}; rename a folder, or evaluate them apart"
-        )
+        names = ", ".join(twice)
+        raise InputError(f"several categories are named {names}; rename a folder, or evaluate them apart")
     short = [f"{c.name} ({len(c.normal)})" for c in categories if len(c.normal) < max(protocol.shots)]
     if short:
         raise InputError(f"{max(protocol.shots)} shots are more than there are in {', '.join(short)}")
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     found = []
     for category in categories:
-        runs = list(_runs(category, protocol))
+        networks = {}
+        for name in {network for _, network, *_ in protocol.runs} - {NONE}:
+            network = protocol.loaded.get(name) or load_backbone(name.replace("{category}", category.name))
+            networks[name] = network.eval().requires_grad_(False)
+        runs = _runs(category, protocol, {name: network.weights_hash for name, network in networks.items()})
         paths = {run: folder / "runs" / f"{run.file}.json" for run in runs}
         if missing := [run for run in runs if not paths[run].exists()]:
             with tempfile.TemporaryDirectory() as scratch:
-                store = _Store(category, protocol, Path(scratch))
+                store = _Store(category, protocol, networks, Path(scratch))
                 for run in missing:
                     result, maps = _judge(run, category, store)
                     if run.draw == 0:
@@ -125,29 +128,17 @@ def run_evaluation(
     return found
 
 
-def _runs(category: Category, protocol: Protocol) -> Iterator[Run]:
-    pictures, weights = _digest(category), {NONE: ""}
-    for method, network, shots, draw in protocol.runs:
-        if network not in weights:
-            weights[network] = _load(network, category, protocol).weights_hash
-        known = f"{STORED} {pictures} {protocol.size} {protocol.augment} {weights[network]}"
-        inputs = hashlib.sha256(known.encode()).hexdigest()
-        yield Run(category.name, method, network, shots, draw, inputs)
-
-
-def _load(network: str, category: Category, protocol: Protocol) -> Backbone:
-    found = protocol.loaded.get(network) or load_backbone(network.replace("{category}", category.name))
-    return found.eval().requires_grad_(False)
-
-
-def _digest(category: Category) -> str:
-    """Of which pictures there are and what is known of them."""
+def _runs(category: Category, protocol: Protocol, weights: Mapping[str, str]) -> list[Run]:
     digest = hashlib.sha256(f"{len(category.normal)} {category.videos}".encode())
     for source in category.normal:
         digest.update(fingerprint(source))
     for picture in category.test:
         digest.update(fingerprint(picture.source) + fingerprint(picture.mask) + bytes([picture.anomalous]))
-    return digest.hexdigest()
+    seen = f"{STORED} {digest.hexdigest()} {protocol.size} {protocol.augment}"
+    return [
+        Run(category.name, *run, hashlib.sha256(f"{seen} {weights.get(run[1], '')}".encode()).hexdigest())
+        for run in protocol.runs
+    ]
 
 
 def drawn(category: Category, shots: int, draw: int) -> list[int]:
@@ -167,8 +158,10 @@ class _Store:
     First the normal pictures that some draw takes, then, from ``tests`` on, all test pictures.
     """
 
-    def __init__(self, category: Category, protocol: Protocol, scratch: Path) -> None:
-        self.protocol, self._category, self._scratch = protocol, category, scratch
+    def __init__(
+        self, category: Category, protocol: Protocol, networks: Mapping[str, Backbone], scratch: Path
+    ) -> None:
+        self.protocol, self.networks, self._category, self._scratch = protocol, networks, category, scratch
         draws = (drawn(category, max(protocol.shots), draw) for draw in range(protocol.draws))
         self._normal = sorted(set(chain.from_iterable(draws)))
         self._forms = 8 if protocol.augment else 1
@@ -183,7 +176,6 @@ class _Store:
         # A picture, by network; NONE: to read it.
         self.seconds = {NONE: (perf_counter() - start) / (len(self._normal) + len(category.test))}
         self._features: dict[str, np.ndarray] = {}
-        self._networks: dict[str, Backbone] = {}
 
     def inputs(self, run: Run) -> tuple[Tensor, np.ndarray]:
         """What a method adapts to, on the device, and what it scores."""
@@ -193,27 +185,21 @@ class _Store:
         if sees == "all pictures":
             return torch.cat([self._read(source) for source in category.normal]), test
         places = [self._normal.index(i) * self._forms for i in drawn(category, run.shots, run.draw)]
-        return torch.from_numpy(
-            values[[place + form for place in places for form in range(self._forms)]]
-        ), test
+        rows = [place + form for place in places for form in range(self._forms)]
+        return torch.from_numpy(values[rows]), test
 
     def _read(self, source: Any) -> Tensor:
         picture = resize(read_picture(source), self.protocol.size)
         return torch.from_numpy(picture).permute(2, 0, 1)[None]
 
-    def network(self, name: str) -> Backbone:
-        if name not in self._networks:
-            self._networks[name] = _load(name, self._category, self.protocol).to(self.protocol.device)
-        return self._networks[name]
-
     def features(self, name: str) -> np.ndarray:
         """Of all pictures: (…, c, h, w)."""
         if name not in self._features:
-            start = perf_counter()
+            network, device, start = self.networks[name], self.protocol.device, perf_counter()
             parts = (self.pictures[i : i + BATCH] for i in range(0, len(self.pictures), BATCH))
             for i, part in enumerate(parts):
                 with torch.no_grad():
-                    values = self.network(name)(torch.from_numpy(part).to(self.protocol.device)).cpu().numpy()
+                    values = network.to(device)(torch.from_numpy(part).to(device)).cpu().numpy()
                 if i == 0:
                     shape = (len(self.pictures), *values.shape[1:])
                     self._features[name] = self._array(f"features{len(self._features)}", shape)
@@ -228,7 +214,8 @@ class _Store:
 def _judge(run: Run, category: Category, store: _Store) -> tuple[dict[str, Any], np.ndarray]:
     """What a run's file holds, and the pixels of the maps of ``examples``, one below the other."""
     size, device = store.protocol.size, store.protocol.device
-    method = METHODS[run.method].make(None if run.network == NONE else store.network(run.network))
+    network = None if run.network == NONE else store.networks[run.network].to(device)
+    method = METHODS[run.method].make(network)
     support, test = store.inputs(run)
     start = perf_counter()
     method.fit(support.to(device))

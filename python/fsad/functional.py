@@ -82,10 +82,8 @@ def istc(
     """
     _check_floating("queries", queries, "atoms", atoms)
     if queries.dim() not in (2, 3) or atoms.dim() != queries.dim():
-        raise InputError(
-            "istc takes queries ([T,] n, d) and atoms ([T,] k, d), with T on both or on neither; "
-            f"got {tuple(queries.shape)} and {tuple(atoms.shape)}"
-        )
+        takes = "istc takes queries ([T,] n, d) and atoms ([T,] k, d), with T on both or on neither"
+        raise InputError(f"{takes}; got {tuple(queries.shape)} and {tuple(atoms.shape)}")
     # One map of 1×n positions a task.
     z, d = queries.mT[..., None, :, None, :], atoms.mT[..., None, :, None, :]
     residual = sparse_code(z, d, lambdas, step=step, tau=tau, shrinkage=shrinkage, backend=backend)
@@ -141,18 +139,11 @@ def sparse_code(
     if _use_native(backend, features):
         _refuse_forward_mode(features, support_features, scale)
         _assert_positions(atom_index, support_features)
-        residual, _ = torch.ops.fsad.istc(
-            channels_last(features),
-            scale.contiguous(),
-            channels_last(support_features),
-            None if atom_index is None else atom_index.contiguous(),
-            step,
-            lambdas,
-            taus,
-            SHRINKAGES.index(shrinkage),
-            receptive_field,
-            features.is_cuda and features.dtype == torch.float32 and _tf32_is_allowed(),
-        )
+        queries, atoms = channels_last(features), channels_last(support_features)
+        index = None if atom_index is None else atom_index.contiguous()
+        allow_tf32 = features.is_cuda and features.dtype == torch.float32 and _tf32_is_allowed()
+        settings = lambdas, taus, SHRINKAGES.index(shrinkage), receptive_field, allow_tf32
+        residual, _ = torch.ops.fsad.istc(queries, scale.contiguous(), atoms, index, step, *settings)
         # The kernels keep a patch as l² vectors of c channels; unfold's order is channel by channel.
         residual = residual.view(tasks, images, height, width, receptive_field**2, channels)
         residual = residual.permute(0, 1, 5, 4, 2, 3).flatten(2, 3)
@@ -214,10 +205,8 @@ def _use_native(backend: str, features: Tensor) -> bool:
         return False
     if features.device.type in fsad_ext.DEVICES:
         if features.device.type == "cpu" and features.dtype not in (torch.float32, torch.float64):
-            raise InputError(
-                f"on the CPU the native kernels take float32 or float64, got {features.dtype}; "
-                "convert it first, or use backend='reference'"
-            )
+            got = f"on the CPU the native kernels take float32 or float64, got {features.dtype}"
+            raise InputError(f"{got}; convert it first, or use backend='reference'")
         return True
     if backend == "native":
         raise InputError(
@@ -257,10 +246,8 @@ def _refuse_forward_mode(*tensors: Tensor) -> None:
     # A Python-registered operator would return zero tangents without a word.
     for tensor in tensors:
         if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
-            raise InputError(
-                "the native kernels have no forward-mode derivative (jvp); "
-                "use backward mode or backend='reference'"
-            )
+            missing = "the native kernels have no forward-mode derivative (jvp)"
+            raise InputError(f"{missing}; use backward mode or backend='reference'")
 
 
 def check_schedule(
@@ -313,9 +300,8 @@ def _check_floating(name: str, first: Tensor, other_name: str, other: Tensor) ->
     if not isinstance(first, Tensor) or not isinstance(other, Tensor):
         raise InputError(f"{name} and {other_name} must be tensors, got {type(first)} and {type(other)}")
     if first.dtype not in DTYPES:
-        raise InputError(
-            f"{name} must be float32, float64, bfloat16 or float16, got {first.dtype}; convert it first"
-        )
+        expected = "float32, float64, bfloat16 or float16"
+        raise InputError(f"{name} must be {expected}, got {first.dtype}; convert it first")
     if first.dtype != other.dtype or first.device != other.device:
         raise InputError(
             f"{name} and {other_name} must share dtype and device; got {first.dtype} on {first.device} "
@@ -328,16 +314,13 @@ def _check_maps(
 ) -> None:
     z, d = tuple(features.shape), tuple(support_features.shape)
     if len(z) != 5 or len(d) != 5:
-        raise InputError(
-            "expected maps ([T,] B, c, h, w) and ([T,] K, c, H, W), with T on both or on neither; "
-            f"got {z} and {d}"
-        )
+        expected = "expected maps ([T,] B, c, h, w) and ([T,] K, c, H, W), with T on both or on neither"
+        raise InputError(f"{expected}; got {z} and {d}")
     if z[0] != d[0]:
         raise InputError(f"queries of {z[0]} tasks do not fit the supports of {d[0]}")
     if z[2] != d[2]:
-        raise InputError(
-            f"queries have {z[2]} channels, the dictionary {d[2]}; both must come from the same backbone"
-        )
+        got = f"queries have {z[2]} channels, the dictionary {d[2]}"
+        raise InputError(f"{got}; both must come from the same backbone")
     if not isinstance(receptive_field, int) or receptive_field < 1 or receptive_field % 2 == 0:
         raise InputError(f"receptive_field must be odd and at least 1, got {receptive_field}")
     if support_features.numel() == 0:
@@ -345,7 +328,5 @@ def _check_maps(
     if atom_index is not None:
         fits = atom_index.dim() == 2 and len(atom_index) == len(features) and atom_index.shape[1] > 0
         if atom_index.dtype != torch.int64 or not fits:
-            raise InputError(
-                "atom_index must be int64 ([T,] k) with k > 0 distinct positions, "
-                f"got {atom_index.dtype} {tuple(atom_index.shape)}"
-            )
+            expected = "atom_index must be int64 ([T,] k) with k > 0 distinct positions"
+            raise InputError(f"{expected}, got {atom_index.dtype} {tuple(atom_index.shape)}")

@@ -78,7 +78,6 @@ class LangevinSampler:
                 moved = moved.clamp(*self.limits)
             sample = moved if keep_graph else moved.detach()
         if sample.device.type == "cpu" and not sample.detach().isfinite().all():
-            raise DivergedError(
-                f"Langevin sampling diverged: step_size={self.step_size:g} is too large for this energy"
-            )
+            size = f"step_size={self.step_size:g}"
+            raise DivergedError(f"Langevin sampling diverged: {size} is too large for this energy")
         return sample

@@ -57,7 +57,9 @@ def frame_auc(videos: Sequence[tuple[ArrayLike, ArrayLike]], normalise: bool) ->
     checked = [_checked(labels, scores) for labels, scores in videos]
     truth = np.concatenate([labels for labels, _ in checked])
     _check_classes(truth)
-    parts = [_min_max(scores) if normalise else scores for _, scores in checked]
+    parts = [scores for _, scores in checked]
+    if normalise:
+        parts = [(scores - scores.min()) / (np.ptp(scores) or 1) for scores in parts]
     return float(roc_auc_score(truth, np.concatenate(parts)))
 
 
@@ -161,10 +163,8 @@ class PixelMetrics:
         """Scores of the normal and the anomalous pixels, sorted where they lie; InputError without either."""
         normal, anomalous = self._normal.values(), self._anomalous.values()
         if not len(anomalous) or not len(normal):
-            raise InputError(
-                f"needed normal and anomalous pixels, got {len(normal)} and {len(anomalous)}; "
-                "add more pictures"
-            )
+            got = f"{len(normal)} and {len(anomalous)}"
+            raise InputError(f"needed normal and anomalous pixels, got {got}; add more pictures")
         normal.sort()
         anomalous.sort()
         return normal, anomalous
@@ -204,24 +204,16 @@ def _area(above: np.ndarray, false: np.ndarray, limit: float) -> np.ndarray:
     return limit - end + (end - start) ** 2 / (2 * np.maximum(false - above, 1))
 
 
-def _min_max(scores: np.ndarray) -> np.ndarray:
-    low, high = scores.min(), scores.max()
-    return (scores - low) / (high - low) if high > low else np.zeros_like(scores)
-
-
 def _checked(anomalous: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Truth values as bool (n,), scores as float64 (n,)."""
     truth, values = np.asarray(anomalous, bool), np.asarray(scores, np.float64)
     if truth.ndim != 1 or truth.shape != values.shape or not len(truth):
-        raise InputError(
-            f"needed one truth value per score, and at least one, got {truth.shape} and {values.shape}"
-        )
+        got = f"{truth.shape} and {values.shape}"
+        raise InputError(f"needed one truth value per score, and at least one, got {got}")
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise InputError(
-            f"needed finite scores, got {len(bad)} of {len(values)} that are not, "
-            f"the first of them number {bad[0]}: {values[bad[0]]}"
-        )
+        count, first = f"{len(bad)} of {len(values)}", f"number {bad[0]}: {values[bad[0]]}"
+        raise InputError(f"needed finite scores, got {count} that are not, the first of them {first}")
     return truth, values
 
 

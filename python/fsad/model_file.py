@@ -80,23 +80,19 @@ def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"({error}); make it again with `fsad adapt`"
         ) from error
     if not {"fsad", "sha256"} <= metadata.keys():
-        raise ModelFileError(
-            f"{path} is a safetensors file, but not an fsad model: make one with `fsad adapt`"
-        )
+        wrong = f"{path} is a safetensors file, but not an fsad model"
+        raise ModelFileError(f"{wrong}: make one with `fsad adapt`")
     text = metadata["fsad"]
     if metadata["sha256"] != digest(text, tensors):
-        raise ModelFileError(
-            f"{path} is damaged: its content does not match its checksum; copy or make it again"
-        )
+        wrong = f"{path} is damaged: its content does not match its checksum"
+        raise ModelFileError(f"{wrong}; copy or make it again")
     description = json.loads(text)
     version = description.pop("version", None)
     if not isinstance(version, int):
         raise ModelFileError(f"{path} names no format version (got {version!r}); make it again")
     if version > FORMAT_VERSION:
-        raise ModelFileError(
-            f"{path} has format version {version}, this fsad reads up to {FORMAT_VERSION}: "
-            "update it with `pip install --upgrade fsad`"
-        )
+        wrong = f"{path} has format version {version}, this fsad reads up to {FORMAT_VERSION}"
+        raise ModelFileError(f"{wrong}: update it with `pip install --upgrade fsad`")
     return tensors, description
 
 

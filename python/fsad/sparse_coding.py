@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fsad import functional, reference, whitening
-from fsad.dictionary import Dictionary, StoredDictionary, full_precision, prepare, thin
+from fsad.dictionary import STABLE_STEPS, Dictionary, StoredDictionary, full_precision, thin
 from fsad.errors import DivergedError, InputError, NotAdaptedError
 
 # Of the detector, for features of ImageNet networks; chosen on development sets (solar cells, magnetic tiles,
@@ -146,24 +146,18 @@ class SparseCodingLayer(StoredDictionary):
         ``layer(features, layer.dictionary(support))`` is ``layer(features, support)``.
         """
         with torch.autocast(support.device.type, enabled=False):
-            support = full_precision("support", support, 5)
-            if support.numel() == 0:
-                raise InputError(f"support is empty: {tuple(support.shape)}; give at least one normal image")
-            if self.normalize:
-                support = whitening.unit_length(support, 2)
+            support = self._normalized(full_precision("support", support, 5))
             moment = whitening.second_moment(support) if self.step == "whiten" else support.new_empty(0)
             index = None
             if self.max_atoms is not None and support[0, :, 0].numel() > self.max_atoms:
                 index = torch.stack([thin(m, None, self.max_atoms, self.receptive_field) for m in support])
-            return prepare(support, index, moment, self.step, self.ridge, self.receptive_field)
+            return self._ready(support, index, moment)
 
     def _code(self, features: Tensor, dictionary: Dictionary, rebuild: bool, codes: bool) -> SparseCode:
         atoms, index, step, whitener = dictionary
         if features.shape[2] != atoms.shape[2]:
-            raise InputError(
-                f"features have {features.shape[2]} channels, the dictionary {atoms.shape[2]}; both must "
-                "come from the same backbone"
-            )
+            got = f"features have {features.shape[2]} channels, the dictionary {atoms.shape[2]}"
+            raise InputError(f"{got}; both must come from the same backbone")
         tasks, images, _, height, width = features.shape
         queries = whitening.unit_length(features, 2) if self.normalize else features
         if whitener is not None:
@@ -189,19 +183,14 @@ class SparseCodingLayer(StoredDictionary):
 
     def _guard(self, energy: Tensor, queries: Tensor) -> None:
         """Stop at numbers that must not be believed."""
-        _require(
-            energy.isfinite().all(),
-            "sparse coding gave NaN or infinity: the features hold such values, or are too large",
-        )
+        wrong = "sparse coding gave NaN or infinity: the features hold such values, or are too large"
+        _require(energy.isfinite().all(), wrong)
         if isinstance(self.step, str) or energy.numel() == 0:
             return  # η‖D‖₂² is 1 by construction, up to the power iteration's error
         # A convergent iteration never leaves more than it was given; 4 allows for SigShrink's softness.
         limit = 4 * queries.square().mean(2).amax()
-        _require(
-            (energy <= limit).all(),
-            f"sparse coding diverged: step={self.step} is too large for this dictionary; "
-            "use step='whiten' (default) or 'lipschitz'",
-        )
+        wrong = f"sparse coding diverged: step={self.step} is too large for this dictionary; {STABLE_STEPS}"
+        _require((energy <= limit).all(), wrong)
 
     def _reconstruct(self, queries: Tensor, residual: Tensor, whitener: Tensor | None) -> Tensor:
         tasks, images, _, height, width = queries.shape

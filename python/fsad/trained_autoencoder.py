@@ -16,15 +16,10 @@ from fsad.maml import Autoencoder
 
 @dataclass
 class TrainedAutoencoder:
-    """A baseline on pictures (N, 3, S, S), S a multiple of 16.
+    """A baseline on pictures (N, 3, S, S), S a multiple of 16."""
 
-    Args:
-        structural: the error is 1 - SSIM, not squared.
-        updates, batch, rate: of Adam.
-    """
-
-    structural: bool
-    updates: int = 2000
+    structural: bool  # the error is 1 - SSIM, not squared
+    updates: int = 2000  # of Adam
     batch: int = 8
     rate: float = 1e-3
 
@@ -49,9 +44,7 @@ class TrainedAutoencoder:
 
     def _errors(self, pictures: Tensor) -> Tensor:
         output = self._network(pictures)
-        if self.structural:
-            return 1 - ssim(output, pictures)
-        return (output - pictures).square().mean(1)
+        return 1 - ssim(output, pictures) if self.structural else (output - pictures).square().mean(1)
 
 
 def ssim(one: Tensor, other: Tensor) -> Tensor:

@@ -86,9 +86,8 @@ class EpisodicTrainer:
         trained = [p for p in loss.parameters() if p.requires_grad]
         if not trained:
             raise InputError("there is nothing to train: no parameter requires a gradient")
-        self.optimizer = torch.optim.AdamW(
-            trained, lr=self.schedule.rate, weight_decay=self.schedule.decay, foreach=False
-        )
+        rate, decay = self.schedule.rate, self.schedule.decay
+        self.optimizer = torch.optim.AdamW(trained, rate, weight_decay=decay, foreach=False)
         self.update = 0  # the next one
         described = {
             "schedule": {k: v for k, v in asdict(self.schedule).items() if k != "every"},
@@ -116,18 +115,16 @@ class EpisodicTrainer:
         tensors, saved = read_model(self.checkpoint)
         if saved.get("kind") != "EpisodicTrainer":
             raise ModelFileError(f"{self.checkpoint} holds {saved.get('kind')}, not a training")
-        differences = _differences(saved["settings"], self.settings)
-        if differences:
+        if differences := "; ".join(_differences(saved["settings"], self.settings)):
             raise InputError(
-                f"the training in {self.folder} was begun with other settings: {'; '.join(differences)}; "
+                f"the training in {self.folder} was begun with other settings: {differences}; "
                 "resume it with its own, or begin another in a new folder"
             )
         try:
             self._restore(tensors)
         except (KeyError, RuntimeError, ValueError) as error:
-            raise ModelFileError(
-                f"{self.checkpoint} holds weights of another network: {' '.join(str(error).split())[:300]}"
-            ) from error
+            reason = " ".join(str(error).split())[:300]
+            raise ModelFileError(f"{self.checkpoint} holds weights of another network: {reason}") from error
         self.update = saved["update"]
         return self
 
@@ -143,9 +140,8 @@ class EpisodicTrainer:
             KeyboardInterrupt, SystemExit: after a signal, once the checkpoint is written.
         """
         if self.update == 0 and self.rank == 0 and self.checkpoint.exists():
-            raise InputError(
-                f"{self.folder} already holds a training: resume it, or begin another in a new folder"
-            )
+            advice = "resume it, or begin another in a new folder"
+            raise InputError(f"{self.folder} already holds a training: {advice}")
         numbers = Numbers(self.update, self.schedule.updates, self.schedule.episodes, self.rank, self.world)
         loader = DataLoader(self.episodes, batch_size=None, sampler=numbers, num_workers=self.workers)
         parallel = DistributedDataParallel(self.loss) if self.world > 1 else self.loss
@@ -161,7 +157,7 @@ class EpisodicTrainer:
                         self.save()
                     raise
                 if log is not None:
-                    log.add(row)
+                    log.rows.append(row)
                     progress(row)
                 stop = self._agree(received)
                 done = self.update == self.schedule.updates
@@ -235,10 +231,9 @@ class EpisodicTrainer:
         state = self.optimizer.state_dict()
         for i, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
             moments = {name: tensors[f"optimizer.{i}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
-            if moments["exp_avg"].shape != parameter.shape:
-                raise ValueError(
-                    f"moment {i} is {tuple(moments['exp_avg'].shape)}, not {tuple(parameter.shape)}"
-                )
+            shape = moments["exp_avg"].shape
+            if shape != parameter.shape:
+                raise ValueError(f"moment {i} is {tuple(shape)}, not {tuple(parameter.shape)}")
             state["state"][i] = moments
         self.loss.load_state_dict(weights)
         self.optimizer.load_state_dict(state)

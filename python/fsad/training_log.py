@@ -2,7 +2,6 @@
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,22 +34,12 @@ class TrainingLog:
                 rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
             self.rows = [row for row in rows if row["update"] < update]
 
-    def add(self, row: dict[str, float]) -> None:
-        self.rows.append(row)
-
     def flush(self) -> None:
         rows = ({**row, "update": int(row["update"])} for row in self.rows)
         replace_csv(self.folder / "log.csv", list(self.rows[-1]), rows)
 
     def draw(self, episode: Episode, sample: Tensor) -> None:
         """Curves of all rows; and q, q̂ and LD(q̂) of an episode, one row each."""
-        write_png(self.folder / "curves.png", self._curves())
-        rows = [episode.query, episode.corrupted, sample.cpu()]
-        grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
-        pixels = (grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-        write_png(self.folder / "samples.png", pixels)
-
-    def _curves(self) -> Any:
         figure = new_figure(10, 6)
         for axes, (title, names) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
             for name in (name for name in names if name in self.rows[-1]):
@@ -58,7 +47,11 @@ class TrainingLog:
             axes.set(title=title, xlabel="update")
             if axes.lines:
                 axes.legend()
-        return figure
+        write_png(self.folder / "curves.png", figure)
+        rows = [episode.query, episode.corrupted, sample.cpu()]
+        grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+        pixels = (grid.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        write_png(self.folder / "samples.png", pixels)
 
 
 def _smooth(points: list[tuple[float, float]], groups: int = 200) -> list[list[float]]:
