@@ -21,8 +21,6 @@ def build_info() -> dict:
 # The device types that the library has kernels for.
 DEVICES = ("cpu", "cuda") if build_info()["cuda"] else ("cpu",)
 
-# ---- fake kernels ------------------------------------------------------------------------------------
-
 
 def _rows(queries: Tensor, receptive_field: int) -> tuple[int, int, int]:
     tasks, images, height, width, channels = queries.shape
@@ -50,9 +48,6 @@ def _(tangent_queries, tangent_scale, tangent_atoms, grad, history, queries, sca
 @torch.library.register_fake("fsad::peak_atom")
 def _(queries, atoms, atom_index, receptive_field):
     return queries.new_empty(_rows(queries, receptive_field)[:2], dtype=torch.int64)
-
-
-# ---- autograd ----------------------------------------------------------------------------------------
 
 
 def _save_forward(ctx, inputs, output):
@@ -122,7 +117,6 @@ torch.library.register_autograd("fsad::istc", _backward, setup_context=_save_for
 torch.library.register_autograd("fsad::istc_backward", _double_backward, setup_context=_save_backward)
 torch.library.register_autograd("fsad::istc_double_backward", _third_order)
 
-# ---- autocast ----------------------------------------------------------------------------------------
 
 # Three iterations of differences of nearly equal vectors: float32 is what their accuracy needs.
 for _device in ("cpu", "cuda"):

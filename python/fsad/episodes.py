@@ -75,10 +75,8 @@ def categories_of(root: str | os.PathLike) -> list[PictureCategory]:
         return [PictureCategory(c.name, c.normal[:: math.ceil(len(c.normal) / most) or 1]) for c in found]
     good = {path: path / "train" / "good" for path in folders(Path(root))}
     if not good:
-        raise InputError(
-            f"{display_name(root)} holds no categories; expected one folder of normal pictures for each, or "
-            "MVTec AD's layout, <category>/train/good"
-        )
+        expected = "one folder of normal pictures for each, or MVTec AD's layout, <category>/train/good"
+        raise InputError(f"{display_name(root)} holds no categories; expected {expected}")
     return [PictureCategory(p.name, list_images(g if g.is_dir() else p)) for p, g in good.items()]
 
 

@@ -250,6 +250,6 @@ def _judge(run: Run, category: Category, store: _Store) -> tuple[dict[str, Any],
 
 def _pixels(maps: Sequence[np.ndarray]) -> np.ndarray:
     """Maps (h, w) as grey levels, from the smallest value of all to the largest."""
-    column = np.concatenate([resize(each[:, :, None], EXAMPLE_SIZE)[:, :, 0] for each in maps])
+    column = np.concatenate([resize(each, EXAMPLE_SIZE) for each in maps])
     low, high = column.min(), column.max()
     return (255 * (column - low) / max(high - low, np.finfo(np.float32).tiny)).round().astype(np.uint8)

@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -20,11 +21,9 @@ def write_tables(results: Sequence[dict[str, Any]], folder: Path) -> str:
     One table a metric and number of shots: a row a method and network, a column a category, and the mean of
     the categories; mean ± standard deviation over draws.
     """
-    text = "\n\n".join(
-        f"### {metric}, {shots} shots\n\n{table(results, metric, shots)}"
-        for metric in _metrics(results)
-        for shots in numbers_of_shots(results)
-    )
+    each = product(_metrics(results), numbers_of_shots(results))
+    tables = [f"### {metric}, {shots} shots\n\n{table(results, metric, shots)}" for metric, shots in each]
+    text = "\n\n".join(tables)
     replace_file(folder / "results.md", f"{text}\n".encode())
     replace_file(folder / "results.json", json.dumps(list(results), indent=1).encode())
     names = ["category", "method", "network", "shots", "draw", *_metrics(results)]

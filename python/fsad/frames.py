@@ -41,10 +41,8 @@ class Frame:
         """
         height, width = size
         if min(size) < tile:
-            raise InputError(
-                f"{width} x {height} pixels are less than one tile of {tile} x {tile}; choose "
-                "smaller tiles, or none (tile=None), which resizes the pictures"
-            )
+            advice = "choose smaller tiles, or none (tile=None), which resizes the pictures"
+            raise InputError(f"{width} x {height} pixels are less than one tile of {tile} x {tile}; {advice}")
         # Evenly spread from the first pixel to the last: no tile reaches over the border.
         rows, columns = (
             np.linspace(0, n - tile, math.ceil((n - tile) / (0.75 * tile)) + 1).round().astype(int)
@@ -127,7 +125,7 @@ def read(
     pixels = resize(pixels, input_size) if tile is None else pixels
     size = (pixels.shape[0], pixels.shape[1])
     if roi is not None:
-        inside = torch.from_numpy(resize(roi[..., None].astype(np.float32), size)[..., 0] >= 0.5)
+        inside = torch.from_numpy(resize(roi.astype(np.float32), size) >= 0.5)
     try:
         frame = Frame.of(size, tile or input_size, inside)
     except InputError as error:
@@ -136,14 +134,18 @@ def read(
     return Picture(source, frame, original, frame.cut(torch.from_numpy(pixels).permute(2, 0, 1)))
 
 
-class Unreadable(NamedTuple):
-    """A picture that could not be decoded or used, and why."""
+class PictureResult(NamedTuple):
+    """What there is to say about one picture; of an unreadable one only ``error``."""
 
-    source: Any
-    error: str
+    source: Any  # what it was given as
+    score: float | None = None
+    anomalous: bool | None = None
+    anomaly_map: np.ndarray | None = None  # float32 (H, W), see ``FewShotDetector.anomaly_maps``
+    size: tuple[int, int] | None = None  # (height, width) of the picture as it was given
+    error: str | None = None
 
 
-def read_each(images: Any, on_error: str, *how: Any) -> Iterator[Picture | Unreadable]:
+def read_each(images: Any, on_error: str, *how: Any) -> Iterator[Picture | PictureResult]:
     """``read(source, *how)`` for one picture after the other; ``on_error`` "raise" or "skip"."""
     if on_error not in ("raise", "skip"):
         raise InputError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
@@ -153,7 +155,7 @@ def read_each(images: Any, on_error: str, *how: Any) -> Iterator[Picture | Unrea
         except InputError as error:
             if on_error == "raise":
                 raise
-            yield Unreadable(source, str(error))
+            yield PictureResult(source, error=str(error))
 
 
 def sources(images: Any) -> Iterable[Any]:

@@ -203,21 +203,17 @@ def _use_native(backend: str, features: Tensor) -> bool:
         raise InputError(f"backend must be one of {BACKENDS}, got {backend!r}")
     if backend == "reference":
         return False
-    if features.device.type in fsad_ext.DEVICES:
-        if features.device.type == "cpu" and features.dtype not in (torch.float32, torch.float64):
+    kind = features.device.type
+    if kind in fsad_ext.DEVICES:
+        if kind == "cpu" and features.dtype not in (torch.float32, torch.float64):
             got = f"on the CPU the native kernels take float32 or float64, got {features.dtype}"
             raise InputError(f"{got}; convert it first, or use backend='reference'")
         return True
     if backend == "native":
-        raise InputError(
-            f"no native kernels for device {features.device.type!r}: this build has them for "
-            f"{', '.join(fsad_ext.DEVICES)} (see `fsad doctor`); use backend='reference'"
-        )
-    warnings.warn(
-        f"fsad has no native kernels for device {features.device.type!r} in this build; running the "
-        "plain PyTorch reference (see `fsad doctor`)",
-        stacklevel=3,
-    )
+        built = f"this build has them for {', '.join(fsad_ext.DEVICES)} (see `fsad doctor`)"
+        raise InputError(f"no native kernels for device {kind!r}: {built}; use backend='reference'")
+    missing = f"fsad has no native kernels for device {kind!r} in this build"
+    warnings.warn(f"{missing}; running the plain PyTorch reference (see `fsad doctor`)", stacklevel=3)
     return False
 
 
@@ -303,10 +299,8 @@ def _check_floating(name: str, first: Tensor, other_name: str, other: Tensor) ->
         expected = "float32, float64, bfloat16 or float16"
         raise InputError(f"{name} must be {expected}, got {first.dtype}; convert it first")
     if first.dtype != other.dtype or first.device != other.device:
-        raise InputError(
-            f"{name} and {other_name} must share dtype and device; got {first.dtype} on {first.device} "
-            f"and {other.dtype} on {other.device}"
-        )
+        got = f"{first.dtype} on {first.device} and {other.dtype} on {other.device}"
+        raise InputError(f"{name} and {other_name} must share dtype and device; got {got}")
 
 
 def _check_maps(

@@ -85,10 +85,12 @@ def load_image(source: ImageLike, max_pixels: int | None = None) -> np.ndarray:
 
 
 def resize(array: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """float32 (H, W, C) to (h, w, C), bilinear and antialiased; `size` is h = w or (h, w)."""
+    """float32 (H, W, C) or (H, W), resized, bilinear and antialiased; `size` is h = w or (h, w)."""
     shape = (size, size) if isinstance(size, int) else tuple(size)
     if array.shape[:2] == shape:
         return array
+    if array.ndim == 2:
+        return resize(array[:, :, None], size)[:, :, 0]
     batch = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None]
     out = torch.nn.functional.interpolate(batch, shape, mode="bilinear", antialias=True)
     return out[0].permute(1, 2, 0).contiguous().numpy()

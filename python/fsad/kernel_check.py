@@ -38,10 +38,8 @@ def check_kernels(devices: Sequence[str]) -> tuple[list[dict[str, Any]], list[st
         precisions = [name for name in PRECISIONS[device] if _is_supported(device, name)]
         if len(precisions) < len(PRECISIONS[device]):
             major, minor = torch.cuda.get_device_capability()
-            left_out.append(
-                "bfloat16, float16 and TF32 on cuda: they need compute capability 8.0 or newer, and "
-                f"{torch.cuda.get_device_name()} has {major}.{minor}"
-            )
+            needed = "bfloat16, float16 and TF32 on cuda: they need compute capability 8.0 or newer"
+            left_out.append(f"{needed}, and {torch.cuda.get_device_name()} has {major}.{minor}")
         for problem, name in product(_problems(device), precisions):
             for kernel, numbers in _compare(problem, device, name).items():
                 path = problem.path(kernel, device, _dtype(name))

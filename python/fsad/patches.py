@@ -35,14 +35,11 @@ def inner_products(queries: Tensor, atoms: Tensor, atom_of_query: Tensor, recept
     """
     tasks, n = atom_of_query.shape
     everywhere = torch.arange(n, device=queries.device).expand(tasks, n)
-    pairs = zip(
-        patch_rows(queries, everywhere, receptive_field),
-        patch_rows(atoms, atom_of_query, receptive_field),
-        strict=True,
-    )
+    query_rows = patch_rows(queries, everywhere, receptive_field)
+    atom_rows = patch_rows(atoms, atom_of_query, receptive_field)
     wide = torch.promote_types(queries.dtype, torch.float32)
     total = queries.new_zeros(tasks, n, dtype=wide)
-    for query, atom in pairs:
+    for query, atom in zip(query_rows, atom_rows, strict=True):
         total = total + (query.to(wide) * atom.to(wide)).sum(-1)
     return total.to(queries.dtype)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy import ndarray as Array
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
@@ -58,7 +59,7 @@ class ReportItem(NamedTuple):
     heat: bytes
 
 
-def find_regions(anomaly_map: np.ndarray, threshold: float, size: tuple[int, int]) -> list[Region]:
+def find_regions(anomaly_map: Array, threshold: float, size: tuple[int, int]) -> list[Region]:
     """The defective regions of a map (h, w) of a picture of `size` (H, W) pixels, the largest first."""
     labels, _ = ndimage.label(anomaly_map > threshold, structure=np.ones((3, 3)))
     down, right = size[0] / anomaly_map.shape[0], size[1] / anomaly_map.shape[1]
@@ -73,7 +74,7 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, size: tuple[int, int
     return sorted(regions, key=lambda region: -region.area)
 
 
-def heat_image(anomaly_map: np.ndarray, threshold: float) -> Image.Image:
+def heat_image(anomaly_map: Array, threshold: float) -> Image.Image:
     """A map (h, w) as a palette picture of the same size whose colours carry their own transparency."""
     scale = max(threshold, np.finfo(np.float32).tiny)
     level = (anomaly_map / scale - HEAT_FROM) / (HEAT_TO - HEAT_FROM)
@@ -87,12 +88,11 @@ def heat_image(anomaly_map: np.ndarray, threshold: float) -> Image.Image:
 
 
 def overlay_image(
-    picture: np.ndarray, anomaly_map: np.ndarray, threshold: float, regions: Sequence[Region]
+    picture: Array, anomaly_map: Array, threshold: float, regions: Sequence[Region]
 ) -> Image.Image:
     """The picture, float32 (H, W, 3), under its heat map and boxes; neither side above `OVERLAY_SIDE`."""
     base, shrink = _shrunk(picture, OVERLAY_SIDE)
-    shape = (base.height, base.width)
-    heat = heat_image(resize(anomaly_map[:, :, None], shape)[:, :, 0], threshold).convert("RGBA")
+    heat = heat_image(resize(anomaly_map, (base.height, base.width)), threshold).convert("RGBA")
     base.paste(heat, (0, 0), heat)
     draw = ImageDraw.Draw(base)
     for r in regions:
@@ -102,14 +102,12 @@ def overlay_image(
     return base
 
 
-def thumbnails(
-    picture: np.ndarray, anomaly_map: np.ndarray, threshold: float, many: bool
-) -> tuple[bytes, bytes]:
+def thumbnails(picture: Array, anomaly_map: Array, threshold: float, many: bool) -> tuple[bytes, bytes]:
     """For the report: a JPEG of the picture, float32 (H, W, 3), and a PNG of its heat; smaller if `many`."""
     jpeg, png = io.BytesIO(), io.BytesIO()
     _shrunk(picture, 176 if many else 384)[0].save(jpeg, "JPEG", quality=72 if many else 82)
     cells = tuple(min(n, 64 if many else 128) for n in anomaly_map.shape)
-    heat = heat_image(resize(anomaly_map[:, :, None], cells)[:, :, 0], threshold)
+    heat = heat_image(resize(anomaly_map, cells), threshold)
     heat.save(png, "PNG", optimize=True, transparency=heat.info["transparency"])
     return jpeg.getvalue(), png.getvalue()
 
@@ -144,7 +142,7 @@ def write_report(
     path.write_text(before + text + after, encoding="utf-8")
 
 
-def _shrunk(picture: np.ndarray, side: int) -> tuple[Image.Image, float]:
+def _shrunk(picture: Array, side: int) -> tuple[Image.Image, float]:
     """The picture, float32 (H, W, 3), neither side above ``side``, and the factor of its sides."""
     height, width = picture.shape[:2]
     shrink = min(1.0, side / max(height, width))
@@ -181,10 +179,9 @@ class ResultFolder:
     def __enter__(self) -> "ResultFolder":
         foreign = [name for name in OUTPUTS if (self.folder / name).exists()]
         if foreign and not _ours(self.folder / "scores.json"):
-            raise InputError(
-                f"{display_name(self.folder)} holds {', '.join(foreign)}, not of an earlier run (there is no "
-                "scores.json of fsad), which would be replaced; choose another output folder."
-            )
+            what = f"{', '.join(foreign)}, not of an earlier run (there is no scores.json of fsad)"
+            advice = "which would be replaced; choose another output folder."
+            raise InputError(f"{display_name(self.folder)} holds {what}, {advice}")
         self._created = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         self._staging = Path(tempfile.mkdtemp(prefix=".fsad-", dir=self.folder))

@@ -177,9 +177,8 @@ class SparseCodingLayer(StoredDictionary):
         energy = residual.square().mean(2)
         self._guard(energy, queries)
         rebuilt = self._reconstruct(queries, residual, whitener) if rebuild else None
-        return SparseCode(
-            residual, energy, rebuilt, self._codes(queries, dictionary, peak) if codes else None
-        )
+        alphas = self._codes(queries, dictionary, peak) if codes else None
+        return SparseCode(residual, energy, rebuilt, alphas)
 
     def _guard(self, energy: Tensor, queries: Tensor) -> None:
         """Stop at numbers that must not be believed."""

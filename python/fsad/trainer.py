@@ -116,10 +116,8 @@ class EpisodicTrainer:
         if saved.get("kind") != "EpisodicTrainer":
             raise ModelFileError(f"{self.checkpoint} holds {saved.get('kind')}, not a training")
         if differences := "; ".join(_differences(saved["settings"], self.settings)):
-            raise InputError(
-                f"the training in {self.folder} was begun with other settings: {differences}; "
-                "resume it with its own, or begin another in a new folder"
-            )
+            begun = f"the training in {self.folder} was begun with other settings: {differences}"
+            raise InputError(f"{begun}; resume it with its own, or begin another in a new folder")
         try:
             self._restore(tensors)
         except (KeyError, RuntimeError, ValueError) as error:
