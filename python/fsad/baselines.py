@@ -63,7 +63,7 @@ class _Baseline(ABC):
         return self._score(unit_length(features, 1).movedim(1, -1))
 
 
-@dataclass
+@dataclass(eq=False)
 class NearestNeighbour(_Baseline):
     """Distance to the nearest normal vector of a memory bank (PatchCore, arXiv 2106.08265).
 
@@ -82,7 +82,7 @@ class NearestNeighbour(_Baseline):
         return (2 - 2 * nearest).clamp_min(0).sqrt()
 
 
-@dataclass
+@dataclass(eq=False)
 class Mahalanobis(_Baseline):
     """Squared Mahalanobis distance to the normal vectors' Gaussian, divided by c.
 
@@ -99,7 +99,7 @@ class Mahalanobis(_Baseline):
         return ((unit - self._mean) @ self._fitted.mT).square().mean(-1)
 
 
-@dataclass
+@dataclass(eq=False)
 class Ridge(_Baseline):
     """Mean squared residual of a reconstruction by all normal vectors under an ℓ2 penalty.
 
@@ -117,7 +117,7 @@ class Ridge(_Baseline):
         return (unit @ self._fitted.mT).square().mean(-1)
 
 
-@dataclass
+@dataclass(eq=False)
 class Subspace(_Baseline):
     """Mean squared part of a vector outside the span of the normal vectors' first principal directions.
 
@@ -135,7 +135,7 @@ class Subspace(_Baseline):
         return (unit @ self._fitted).square().mean(-1)
 
 
-@dataclass
+@dataclass(eq=False)
 class SparseCoding:
     """fsad's own: the energy map of a ``SparseCodingLayer``."""
 

@@ -1,8 +1,7 @@
 """What one episode costs: the loss of Algorithm 1 (eqs. 10 to 12), as a module to differentiate once more."""
 
 import math
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -81,10 +80,7 @@ class EpisodeLoss(nn.Module):
         """Energies by a dictionary of the support: (K, 3, H, W) and (B, 3, H, W) -> (B,)."""
         return self._energy_over(support)(images)
 
-    def _energy_over(self, support: Tensor) -> partial[Tensor]:
-        dictionary = self.model.sparse_coding.dictionary(self.model.features(support)[None])
-        return partial(self._energy, dictionary)
-
-    def _energy(self, dictionary: Any, images: Tensor) -> Tensor:
-        features = self.model.features(images)[None]
-        return self.model.sparse_coding(features, dictionary).energy[0].mean((1, 2))
+    def _energy_over(self, support: Tensor) -> Callable[[Tensor], Tensor]:
+        layer, features = self.model.sparse_coding, self.model.features
+        dictionary = layer.dictionary(features(support)[None])
+        return lambda images: layer(features(images)[None], dictionary).energy[0].mean((1, 2))

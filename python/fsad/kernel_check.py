@@ -35,7 +35,8 @@ def check_kernels(devices: Sequence[str]) -> tuple[list[dict[str, Any]], list[st
     found: dict[tuple[str, ...], list[tuple[float, float, float]]] = {}
     left_out = []
     for device in devices:
-        precisions = [name for name in PRECISIONS[device] if _is_supported(device, name)]
+        able = device == "cpu" or torch.cuda.get_device_capability() >= (8, 0)
+        precisions = [name for name in PRECISIONS[device] if able or not _on_tensor_cores(name)]
         if len(precisions) < len(PRECISIONS[device]):
             major, minor = torch.cuda.get_device_capability()
             needed = "bfloat16, float16 and TF32 on cuda: they need compute capability 8.0 or newer"
@@ -116,9 +117,8 @@ def _problems(device: str) -> list[_Problem]:
     return [problem for problem in every if problem.size != LARGE or problem.shrinkage != "soft"]
 
 
-def _is_supported(device: str, precision: str) -> bool:
-    on_tensor_cores = precision == "tf32" or _dtype(precision).itemsize == 2
-    return device == "cpu" or not on_tensor_cores or torch.cuda.get_device_capability() >= (8, 0)
+def _on_tensor_cores(precision: str) -> bool:
+    return precision == "tf32" or _dtype(precision).itemsize == 2
 
 
 def _dtype(precision: str) -> torch.dtype:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fsad.errors import DivergedError, InputError
 
 
-@dataclass
+@dataclass(eq=False)
 class LangevinSampler:
     """x ← x − (β/2)·∂E/∂x + noise, ``steps`` times (eq. 4 of the paper).
 

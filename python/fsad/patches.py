@@ -1,9 +1,8 @@
 """Patches of feature maps without Im2Col.
 
-A patch with receptive field l around a position is l² feature vectors, one per offset. Every function
-here walks over the offsets, so that memory stays that of the map. Maps are channels-last with a leading
-task dimension, (T, K, h, w, c), zero-padded at the borders; atoms are named by their flat position in
-K·h·w.
+A patch with receptive field l around a position is l² feature vectors, one per offset. Every function here
+walks over the offsets, so that memory stays that of the map. Maps are channels-last with a leading task
+dimension, (T, K, h, w, c), zero-padded at the borders; atoms are named by their flat position in K·h·w.
 """
 
 from collections.abc import Iterator
@@ -55,33 +54,24 @@ def spectral_norm(
     maps = maps.detach()
     tasks, images, height, width, channels = maps.shape
     rows = maps.reshape(tasks, -1, channels)
+    if receptive_field == 1:  # single positions have no neighbours: one row of them is quicker
+        images, height, width = 1, 1, rows.shape[1]
     keep = None
     if atom_index is not None:
         keep = maps.new_zeros(tasks, rows.shape[1]).scatter_(1, atom_index, 1.0)
-        keep = keep.view(tasks, images, height, width)
+        keep = keep.view(tasks * images, 1, height, width)
     # Any start that no singular vector is orthogonal to; fixed, so that results repeat.
     start = torch.arange(1, channels * receptive_field**2 + 1, device=maps.device, dtype=maps.dtype)
     v = (start * 12.9898).sin().view(1, channels, -1).repeat(tasks, 1, 1)
-    norm = v.flatten(1).norm(dim=1)
+    norm, margin = v.flatten(1).norm(dim=1), receptive_field // 2
     for _ in range(iterations):
         v = v / norm.clamp_min(torch.finfo(v.dtype).tiny)[:, None, None]
-        response = _gather_shifts((rows @ v).view(tasks, images, height, width, -1), receptive_field)
+        # Fold and unfold count offsets from the other side than patches do.
+        shares = (rows @ v).view(tasks * images, height * width, -1).flip(-1).mT
+        response = F.fold(shares, (height, width), receptive_field, padding=margin)
         if keep is not None:
             response = response * keep
-        v = rows.mT @ _scatter_shifts(response, receptive_field).flatten(1, 3)
+        spread = F.unfold(response, receptive_field, padding=margin).mT.flip(-1)
+        v = rows.mT @ spread.reshape(tasks, -1, receptive_field**2)
         norm = v.flatten(1).norm(dim=1)
     return 1.01 * norm.sqrt()
-
-
-def _gather_shifts(responses: Tensor, receptive_field: int) -> Tensor:
-    """Sum over offsets o of responses[..., o] taken at position + o: (T, K, h, w, l²) -> (T, K, h, w)."""
-    size = responses.shape[2:4]
-    columns = responses.flip(-1).flatten(0, 1).flatten(1, 2).mT
-    sums = F.fold(columns, size, receptive_field, padding=receptive_field // 2)
-    return sums.view(responses.shape[:-1])
-
-
-def _scatter_shifts(values: Tensor, receptive_field: int) -> Tensor:
-    """The adjoint of ``_gather_shifts``: (T, K, h, w) -> (T, K, h, w, l²)."""
-    columns = F.unfold(values.flatten(0, 1)[:, None], receptive_field, padding=receptive_field // 2)
-    return columns.mT.flip(-1).reshape(*values.shape, -1)

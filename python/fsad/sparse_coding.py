@@ -46,9 +46,8 @@ class SparseCodingLayer(StoredDictionary):
         tau: absolute τ of SigShrink instead of ``sharpness`` (one, or one a step).
         shrinkage: ``"sigshrink"`` (eq. 9), ``"soft"`` (eq. 7) or ``"none"``.
         receptive_field: l, odd; l×l neighbourhoods are coded together (section 3.1.1).
-        step: ``"whiten"`` whitens the channels by the support's second moment and scales the
-            dictionary to norm 1, so that η = 1 is stable; ``"lipschitz"`` takes η = 1/‖D‖₂²; a number is
-            η itself.
+        step: ``"whiten"`` whitens the channels by the support's second moment and scales the dictionary to
+            norm 1, so that η = 1 is stable; ``"lipschitz"`` takes η = 1/‖D‖₂²; a number is η itself.
         normalize: scale feature vectors to length one first.
         max_atoms: thin the dictionary to at most this many atoms (greedy coreset).
         backend: ``"auto"``, ``"native"`` or ``"reference"``.

@@ -14,7 +14,7 @@ from fsad.errors import NotAdaptedError
 from fsad.maml import Autoencoder
 
 
-@dataclass
+@dataclass(eq=False)
 class TrainedAutoencoder:
     """A baseline on pictures (N, 3, S, S), S a multiple of 16."""
 
