@@ -163,10 +163,9 @@ def known_bad_threshold(scores: Sequence[float], bad: ArrayLike) -> Threshold:
     """
     normal, abnormal = np.asarray(scores), np.asarray(bad)
     ordered = np.unique(np.concatenate([normal, abnormal]))
-    candidates = sorted(
-        (round(np.mean(normal <= middle) + np.mean(abnormal > middle), 9), gap, middle)
-        for gap, middle in zip(np.diff(ordered), (ordered[1:] + ordered[:-1]) / 2, strict=True)
-    )
+    middles = zip(np.diff(ordered), (ordered[1:] + ordered[:-1]) / 2, strict=True)
+    rates = ((np.mean(normal <= at) + np.mean(abnormal > at), gap, at) for gap, at in middles)
+    candidates = sorted((round(rate, 9), gap, at) for rate, gap, at in rates)
     if not len(abnormal) or not candidates or candidates[-1][0] <= 1:
         raise InputError(
             "no threshold parts the known-bad pictures from the normal ones: they score no higher"

@@ -138,11 +138,10 @@ def _checked(root: Path, dataset: Dataset) -> Path:
     near = (*root.absolute().parents[:2], *(root / name for name in found))
     right = next((path for path in near if _fits(path, dataset)), None)
     shown = ", ".join(map(display_name, found[:6])) + (" …" if len(found) > 6 else "")
-    raise InputError(
-        f"{display_name(root)} is not laid out as {dataset.title}: expected {dataset.layout}, hence "
-        f"{display_name(root / dataset.marks[0])}; found {shown or 'nothing'}"
-        + (f". Give {display_name(right)} instead" if right else "")
-    )
+    wrong = f"{display_name(root)} is not laid out as {dataset.title}: expected {dataset.layout}"
+    advice = f". Give {display_name(right)} instead" if right else ""
+    mark = display_name(root / dataset.marks[0])
+    raise InputError(f"{wrong}, hence {mark}; found {shown or 'nothing'}{advice}")
 
 
 def _fits(root: Path, dataset: Dataset) -> bool:

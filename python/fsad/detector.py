@@ -185,9 +185,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         A module of your own is not in the file: pass it again as ``backbone``. Raises
         ModelFileError for a damaged or foreign file, and for a backbone with other weights.
         """
-        tensors, saved = read_model(path)
-        if saved.get("kind") != "FewShotDetector":
-            raise ModelFileError(f"{path} holds {saved.get('kind')}, not a FewShotDetector")
+        tensors, saved = read_model(path, "FewShotDetector")
         device = usable_device(device)
         try:
             detector = cls(

@@ -93,10 +93,8 @@ def examine() -> dict[str, Any]:
 
 def _check_other(isa: str, facts: dict[str, Any]) -> str | None:
     """Add what the CPU kernels of another instruction set do, in a process of their own; what went wrong."""
-    code = (
-        "import json; from fsad import kernel_check as k; "
-        "print(json.dumps([k.check_kernels(['cpu'])[0], k.cpu_milliseconds()]))"
-    )
+    code = "import json; from fsad import kernel_check as k; "
+    code += "print(json.dumps([k.check_kernels(['cpu'])[0], k.cpu_milliseconds()]))"
     run = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "FSAD_CPU_ISA": isa}, capture_output=True, text=True
     )

@@ -88,11 +88,11 @@ class Run:
         return f"{self.category}-{self.method}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
+Progress = Callable[[Run], object]
+
+
 def run_evaluation(
-    categories: Sequence[Category],
-    protocol: Protocol,
-    folder: Path,
-    progress: Callable[[Run], object] = lambda run: None,
+    categories: Sequence[Category], protocol: Protocol, folder: Path, progress: Progress = lambda run: None
 ) -> list[dict[str, Any]]:
     """Every run's metrics, from ``folder`` where it has them already; they stay there.
 

@@ -136,9 +136,7 @@ def sparse_code(
     elif scale.shape != (expected := (tasks, images * height * width)):
         raise InputError(f"scale must hold one factor a query patch, {expected}; got {tuple(scale.shape)}")
     step = _step_per_task(step, features)
-    if _use_native(backend, features):
-        _refuse_forward_mode(features, support_features, scale)
-        _assert_positions(atom_index, support_features)
+    if _use_native(backend, support_features, atom_index, features, scale):
         queries, atoms = channels_last(features), channels_last(support_features)
         index = None if atom_index is None else atom_index.contiguous()
         allow_tf32 = features.is_cuda and features.dtype == torch.float32 and _tf32_is_allowed()
@@ -171,9 +169,7 @@ def peak_correlation(
     _check_floating("features", features, "support_features", support_features)
     _check_maps(features, support_features, receptive_field, atom_index)
     queries, atoms = channels_last(features), channels_last(support_features)
-    if _use_native(backend, features):
-        _refuse_forward_mode(features, support_features)
-        _assert_positions(atom_index, support_features)
+    if _use_native(backend, support_features, atom_index, features):
         index = None if atom_index is None else atom_index.contiguous()
         peak = torch.ops.fsad.peak_atom(queries, atoms, index, receptive_field)
     else:
@@ -198,23 +194,35 @@ def channels_last(maps: Tensor) -> Tensor:
     return maps.movedim(2, -1).contiguous()
 
 
-def _use_native(backend: str, features: Tensor) -> bool:
+def _use_native(backend: str, support: Tensor, atom_index: Tensor | None, *others: Tensor) -> bool:
+    """Whether the native kernels are to compute it; raises where only they would not."""
     if backend not in BACKENDS:
         raise InputError(f"backend must be one of {BACKENDS}, got {backend!r}")
     if backend == "reference":
         return False
-    kind = features.device.type
-    if kind in fsad_ext.DEVICES:
-        if kind == "cpu" and features.dtype not in (torch.float32, torch.float64):
-            got = f"on the CPU the native kernels take float32 or float64, got {features.dtype}"
-            raise InputError(f"{got}; convert it first, or use backend='reference'")
-        return True
-    if backend == "native":
-        built = f"this build has them for {', '.join(fsad_ext.DEVICES)} (see `fsad doctor`)"
-        raise InputError(f"no native kernels for device {kind!r}: {built}; use backend='reference'")
-    missing = f"fsad has no native kernels for device {kind!r} in this build"
-    warnings.warn(f"{missing}; running the plain PyTorch reference (see `fsad doctor`)", stacklevel=3)
-    return False
+    kind = support.device.type
+    if kind not in fsad_ext.DEVICES:
+        if backend == "native":
+            built = f"this build has them for {', '.join(fsad_ext.DEVICES)} (see `fsad doctor`)"
+            raise InputError(f"no native kernels for device {kind!r}: {built}; use backend='reference'")
+        missing = f"fsad has no native kernels for device {kind!r} in this build"
+        warnings.warn(f"{missing}; running the plain PyTorch reference (see `fsad doctor`)", stacklevel=3)
+        return False
+    if kind == "cpu" and support.dtype not in (torch.float32, torch.float64):
+        got = f"on the CPU the native kernels take float32 or float64, got {support.dtype}"
+        raise InputError(f"{got}; convert it first, or use backend='reference'")
+    for tensor in (support, *others):
+        # A Python-registered operator would return zero tangents without a word.
+        if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
+            missing = "the native kernels have no forward-mode derivative (jvp)"
+            raise InputError(f"{missing}; use backward mode or backend='reference'")
+    if atom_index is not None and atom_index.is_cuda:
+        # The operators check what is on the CPU, and cannot read a GPU's memory without waiting for it: torch
+        # raises at the next synchronisation.
+        positions = support.shape[1] * support.shape[3] * support.shape[4]
+        in_range = ((atom_index >= 0) & (atom_index < positions)).all()
+        torch._assert_async(in_range, "fsad: atom_index holds a position outside the support maps")
+    return True
 
 
 @torch.compiler.assume_constant_result  # torch.compile cannot trace it, and compiles again when it changes
@@ -224,26 +232,6 @@ def _tf32_is_allowed() -> bool:
     Of all ways to ask, the one that knows what the older and the newer setting come to together.
     """
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
-def _assert_positions(atom_index: Tensor | None, support_features: Tensor) -> None:
-    """On a GPU, have torch raise at the next synchronisation if a position is out of range.
-
-    The operators check what is on the CPU, and cannot read a GPU's memory without waiting for it.
-    """
-    if atom_index is None or not atom_index.is_cuda:
-        return
-    positions = support_features.shape[1] * support_features.shape[3] * support_features.shape[4]
-    in_range = ((atom_index >= 0) & (atom_index < positions)).all()
-    torch._assert_async(in_range, "fsad: atom_index holds a position outside the support maps")
-
-
-def _refuse_forward_mode(*tensors: Tensor) -> None:
-    # A Python-registered operator would return zero tangents without a word.
-    for tensor in tensors:
-        if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
-            missing = "the native kernels have no forward-mode derivative (jvp)"
-            raise InputError(f"{missing}; use backward mode or backend='reference'")
 
 
 def check_schedule(

@@ -150,10 +150,8 @@ def _compare(problem: _Problem, device: str, precision: str) -> dict[str, tuple[
     yardsticks = _errors(plain, problem.run(device, torch.float64, "reference", usual))
     eps, usual_eps = EPS[precision], torch.finfo(usual).eps
     roundings = (16 if eps <= EPS["float32"] else 2) * eps
-    return {
-        kernel: (error, 4 * yardsticks[kernel] * eps / usual_eps + roundings, native[kernel][1])
-        for kernel, error in errors.items()
-    }
+    allowed = {name: 4 * error * eps / usual_eps + roundings for name, error in yardsticks.items()}
+    return {name: (error, allowed[name], native[name][1]) for name, error in errors.items()}
 
 
 @torch.no_grad()

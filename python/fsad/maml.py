@@ -59,12 +59,9 @@ class MamlLoss(nn.Module):
         error = self._errors(adapted, query).mean()
         with torch.no_grad():
             sample = functional_call(self.autoencoder, adapted, corrupted)
-            seen = {
-                "reconstruction": F.mse_loss(sample, query),
-                "start": F.mse_loss(corrupted, query),
-                "corrupted": F.mse_loss(sample, corrupted),
-            }
-        return {"loss": error, "normal": error.detach(), "sample": sample, **seen}
+            seen = {"reconstruction": F.mse_loss(sample, query), "start": F.mse_loss(corrupted, query)}
+            seen |= {"normal": error.detach(), "corrupted": F.mse_loss(sample, corrupted)}
+        return {"loss": error, "sample": sample, **seen}
 
     def score_map(self, support: Tensor, images: Tensor) -> Tensor:
         """Error of reconstruction after adapting to the support: (K, 3, H, W), (B, 3, H, W) -> (B, H, W)."""

@@ -35,11 +35,8 @@ def image_metrics(anomalous: ArrayLike, scores: ArrayLike) -> dict[str, float]:
     _check_classes(truth)
     precision, recall, _ = precision_recall_curve(truth, values)
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
-    return {
-        "image AUROC": float(roc_auc_score(truth, values)),
-        "image AP": float(average_precision_score(truth, values)),
-        "image F1": float(f1.max()),
-    }
+    auroc, ap = (float(metric(truth, values)) for metric in (roc_auc_score, average_precision_score))
+    return {"image AUROC": auroc, "image AP": ap, "image F1": float(f1.max())}
 
 
 def frame_auc(videos: Sequence[tuple[ArrayLike, ArrayLike]], normalise: bool) -> float:

@@ -62,11 +62,11 @@ def replace_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
     replace_file(path, text.getvalue().encode())
 
 
-def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_model(path: str | Path, kind: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the description that ``write_model`` put there.
 
-    Raises ModelFileError for a damaged or foreign file or one of a newer format, OSError for one
-    that is missing or may not be read.
+    Raises ModelFileError for a damaged or foreign file, one of a newer format, or where another ``kind`` is
+    asked for than described; OSError for one that is missing or may not be read.
     """
     with open(path, "rb"):  # OSError with its own words before safetensors meets the file
         pass
@@ -93,6 +93,8 @@ def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if version > FORMAT_VERSION:
         wrong = f"{path} has format version {version}, this fsad reads up to {FORMAT_VERSION}"
         raise ModelFileError(f"{wrong}: update it with `pip install --upgrade fsad`")
+    if kind and description.get("kind") != kind:
+        raise ModelFileError(f"{path} holds {description.get('kind')}, not {kind}")
     return tensors, description
 
 

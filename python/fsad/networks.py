@@ -109,9 +109,7 @@ def load_network(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
     Raises ModelFileError for a file that is damaged, foreign or does not fit its architecture.
     """
-    tensors, saved = read_model(path)
-    if saved.get("kind") != KIND:
-        raise ModelFileError(f"{path} holds {saved.get('kind')}, not a trained network")
+    tensors, saved = read_model(path, KIND)
     module = build(**saved["architecture"])
     own, stored = ({name: t.shape for name, t in each.items()} for each in (_trained(module), tensors))
     if own != stored:

@@ -131,9 +131,8 @@ def run(
     else:
         module, architecture = loss.model.backbone, recipe.architecture
         layer = loss.model.sparse_coding.config()
-    networks.save_network(
-        folder / NETWORK, module, architecture, sparse_coding=layer, training=trainer.settings
-    )
+    about = {"sparse_coding": layer, "training": trainer.settings}
+    networks.save_network(folder / NETWORK, module, architecture, **about)
     return held_out_auroc(loss, held_out)
 
 

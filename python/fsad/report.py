@@ -36,6 +36,8 @@ HEAT_FROM, HEAT_TO = 0.5, 2.0
 HEAT_STOPS = ((255, 221, 51), (255, 128, 0), (224, 0, 76))
 HEAT_LEVELS = 32
 OVERLAY_SIDE = 1024  # overlay PNGs are no larger than this: they are for looking at
+Facts = dict[str, Any]
+Pairs = Sequence[tuple[str, str]]
 MANY = 300  # in a report of more pictures than this they are smaller, to bound its size
 OUTPUTS = ("scores.json", "scores.csv", "overlays", "report.html")
 
@@ -54,7 +56,7 @@ class Region(NamedTuple):
 class ReportItem(NamedTuple):
     """One picture of the report: its row of scores.json, the bytes of a small JPEG and of its heat's PNG."""
 
-    row: dict[str, Any]
+    row: Facts
     picture: bytes
     heat: bytes
 
@@ -113,11 +115,7 @@ def thumbnails(picture: Array, anomaly_map: Array, threshold: float, many: bool)
 
 
 def write_report(
-    path: Path,
-    items: Sequence[ReportItem],
-    threshold: dict[str, Any],
-    about: dict[str, str],
-    unreadable: Sequence[tuple[str, str]] = (),
+    path: Path, items: Sequence[ReportItem], threshold: Facts, about: Facts, unreadable: Pairs = ()
 ) -> None:
     """Write the report: one HTML file that needs no other file and no network.
 
@@ -171,7 +169,7 @@ class ResultFolder:
 
     def __init__(self, folder: Path, root: Path, count: int) -> None:
         self.folder, self.root, self._many = folder, root, count > MANY
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Facts] = []
         self.unreadable: list[tuple[str, str]] = []
         self._items: list[ReportItem] = []
         self._overlays: set[Path] = set()

@@ -89,12 +89,10 @@ class EpisodicTrainer:
         rate, decay = self.schedule.rate, self.schedule.decay
         self.optimizer = torch.optim.AdamW(trained, rate, weight_decay=decay, foreach=False)
         self.update = 0  # the next one
-        described = {
-            "schedule": {k: v for k, v in asdict(self.schedule).items() if k != "every"},
-            "episodes": episodes.describe(),
-            "world": self.world,
-            **(settings or {}),
-        }
+        pace = {name: value for name, value in asdict(self.schedule).items() if name != "every"}
+        described = {"schedule": pace, "episodes": episodes.describe(), "world": self.world} | (
+            settings or {}
+        )
         self.settings: dict[str, Any] = json.loads(json.dumps(described))  # as a checkpoint gives them back
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -112,9 +110,7 @@ class EpisodicTrainer:
         """
         if not self.checkpoint.exists():
             raise InputError(f"{self.folder} holds no {CHECKPOINT} to resume from; train without resuming")
-        tensors, saved = read_model(self.checkpoint)
-        if saved.get("kind") != "EpisodicTrainer":
-            raise ModelFileError(f"{self.checkpoint} holds {saved.get('kind')}, not a training")
+        tensors, saved = read_model(self.checkpoint, "EpisodicTrainer")
         if differences := "; ".join(_differences(saved["settings"], self.settings)):
             begun = f"the training in {self.folder} was begun with other settings: {differences}"
             raise InputError(f"{begun}; resume it with its own, or begin another in a new folder")
