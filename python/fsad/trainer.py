@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from fsad.backbones import usable_device
 from fsad.episodes import Episode, Episodes, Numbers
 from fsad.errors import DivergedError, InputError, ModelFileError
+from fsad.figures import TrainingLog
 from fsad.model_file import read_model, write_model
-from fsad.training_log import TrainingLog
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -90,9 +90,8 @@ class EpisodicTrainer:
         self.optimizer = torch.optim.AdamW(trained, rate, weight_decay=decay, foreach=False)
         self.update = 0  # the next one
         pace = {name: value for name, value in asdict(self.schedule).items() if name != "every"}
-        described = {"schedule": pace, "episodes": episodes.describe(), "world": self.world} | (
-            settings or {}
-        )
+        described = {"schedule": pace, "episodes": episodes.describe(), "world": self.world}
+        described |= settings or {}
         self.settings: dict[str, Any] = json.loads(json.dumps(described))  # as a checkpoint gives them back
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
