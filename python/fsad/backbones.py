@@ -106,10 +106,10 @@ def load_backbone(name: str | nn.Module, *, pretrained: bool = True) -> Backbone
         return Backbone(module, name if path == shipped else str(path), saved["sparse_coding"])
     if name.startswith("timm:"):
         return Backbone(_TimmLevels(name.removeprefix("timm:"), pretrained), name)
+    ours = ", ".join(path.stem for path in SHIPPED.glob("*.safetensors"))
     raise InputError(
         f"unknown backbone {name!r}; expected 'efficientnet_lite0', 'small_resnet', 'timm:<model>', a file "
-        "of trained weights (.safetensors), an nn.Module, or what fsad ships: "
-        f"{', '.join(path.stem for path in SHIPPED.glob('*.safetensors'))}"
+        f"of trained weights (.safetensors), an nn.Module, or what fsad ships: {ours}"
     )
 
 

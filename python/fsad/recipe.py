@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +51,17 @@ class Recipe:
     @classmethod
     def of(cls, settings: dict[str, Any], changes: Sequence[str]) -> "Recipe":
         """A recipe of settings, changed by ``name=value`` with values in JSON; a mapping is merged."""
-        known = {each.name: each for each in fields(cls)}
-        settings = dict(settings)
+        settings = asdict(cls()) | settings
         for change in changes:
             name, _, text = change.partition("=")
-            if name not in known:
-                raise InputError(f"{name!r} is no setting of a training; expected one of {', '.join(known)}")
+            if name not in settings:
+                known = ", ".join(settings)
+                raise InputError(f"{name!r} is no setting of a training; expected one of {known}")
             try:
                 value = json.loads(text)
             except ValueError:
                 raise InputError(f"{change!r}: the value is not JSON (strings need double quotes)") from None
-            before = settings.get(name, getattr(cls(), name))
+            before = settings[name]
             if isinstance(value, dict) != isinstance(before, dict):
                 raise InputError(f"{change!r}: expected a value like {json.dumps(before)}")
             settings[name] = before | value if isinstance(before, dict) else value
