@@ -35,7 +35,7 @@ class Method(Protocol):
 class _Baseline(ABC):
     """Shared by all: unit length, checks, one vector a position."""
 
-    _fitted: Tensor  # (anything, c), by fit
+    _fitted: Tensor  # (anything, c), set by fit
 
     def fit(self, features: Tensor) -> "_Baseline":
         """Adapt to features (K, c, h, w)."""

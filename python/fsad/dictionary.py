@@ -164,8 +164,8 @@ class StoredDictionary(nn.Module):
 
     def compact(self, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
         """The fewest numbers that rebuild the adapted layer: each atom as an l×l patch, in ``dtype``."""
-        patches = self._patches().to(dtype)
-        return {"patches": patches, "moment": self.moment.clone(), "count": self.count.clone()}
+        stored = self._patches().to(dtype)
+        return {"patches": stored, "moment": self.moment.clone(), "count": self.count.clone()}
 
     def load_compact(self, tensors: dict[str, Tensor]) -> "StoredDictionary":
         """Rebuild the dictionary that ``compact`` described."""
