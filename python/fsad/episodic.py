@@ -62,7 +62,7 @@ class EpisodeLoss(nn.Module):
         energy = self._energy_over(support)
         generator = torch.Generator(query.device).manual_seed(number)
         sample = self.sampler(energy, corrupted, generator, self.differentiable)
-        error = F.mse_loss(sample, query)
+        error = (sample - query).square().mean()
         sample = sample.detach()
         normal, sampled = energy(torch.cat([query, sample])).split(len(query))
         contrast = normal.mean() - sampled.mean()
