@@ -65,12 +65,9 @@ class _Baseline(ABC):
 
 @dataclass(eq=False)
 class NearestNeighbour(_Baseline):
-    """Distance to the nearest normal vector of a memory bank (PatchCore, arXiv 2106.08265).
+    """Distance to the nearest normal vector of a memory bank (PatchCore, arXiv 2106.08265)."""
 
-    ``max_atoms`` thins the bank by farthest-point selection, as PatchCore does.
-    """
-
-    max_atoms: int | None = None
+    max_atoms: int | None = None  # thins the bank by farthest-point selection, as PatchCore does
 
     def _learned(self, unit: Tensor, moment: Tensor) -> Tensor:
         vectors = unit.movedim(1, -1).flatten(0, 2)
@@ -84,12 +81,9 @@ class NearestNeighbour(_Baseline):
 
 @dataclass(eq=False)
 class Mahalanobis(_Baseline):
-    """Squared Mahalanobis distance to the normal vectors' Gaussian, divided by c.
+    """Squared Mahalanobis distance to the normal vectors' Gaussian, divided by c."""
 
-    ``ridge`` is added to the covariance, in units of its mean eigenvalue.
-    """
-
-    ridge: float = 0.1
+    ridge: float = 0.1  # added to the covariance, in units of its mean eigenvalue
 
     def _learned(self, unit: Tensor, moment: Tensor) -> Tensor:
         self._mean = unit.mean((0, 2, 3))
@@ -119,12 +113,9 @@ class Ridge(_Baseline):
 
 @dataclass(eq=False)
 class Subspace(_Baseline):
-    """Mean squared part of a vector outside the span of the normal vectors' first principal directions.
+    """Mean squared part of a vector outside the span of the normal vectors' first principal directions."""
 
-    They hold ``share`` of the normal vectors' second moment.
-    """
-
-    share: float = 0.95
+    share: float = 0.95  # of the normal vectors' second moment, which these directions hold
 
     def _learned(self, unit: Tensor, moment: Tensor) -> Tensor:
         energies, directions = torch.linalg.eigh(moment)  # the smallest first

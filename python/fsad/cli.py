@@ -369,10 +369,8 @@ def _learn(
 
 @contextmanager
 def _progress(task: str, total: int) -> Iterator[Callable[..., object]]:
-    """A progress bar on standard error, if that is a terminal; gives the function that advances it.
-
-    By one, or to the number that is given.
-    """
+    """A progress bar on standard error, if that is a terminal; gives the function that advances it. By one,
+    or to the number that is given."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     hidden = not err.is_terminal
     with Progress(*columns, TimeElapsedColumn(), console=err, transient=True, disable=hidden) as bar:

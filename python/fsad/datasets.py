@@ -149,10 +149,8 @@ def _fits(root: Path, dataset: Dataset) -> bool:
 
 
 def _marked(source: ImageLike) -> np.ndarray:
-    """float32 (H, W), 1 where a mask is not 0, whichever values it has.
-
-    JPEG makes small values of the zeros near an edge: there, half of the maximum tells where the edge was.
-    """
+    """float32 (H, W), 1 where a mask is not 0, whichever values it has. JPEG makes small values of the zeros
+    near an edge: there, half of the maximum tells where the edge was."""
     values = load_image(source).max(axis=2)
     is_jpeg = isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in (".jpg", ".jpeg")
     return (values > (values.max() / 2 if is_jpeg else 0)).astype(np.float32)
@@ -233,10 +231,8 @@ def _visa(root: Path) -> list[Category]:
 
 
 def _kolektor(root: Path) -> list[Category]:
-    """The normal pictures of items with odd numbers are to adapt to, all others to test on.
-
-    There is no split of its own; pictures of an item are alike, and so stay together, but for the defects.
-    """
+    """The normal pictures of items with odd numbers are to adapt to, all others to test on. There is no split
+    of its own; pictures of an item are alike, and so stay together, but for the defects."""
     category = Category("kolektor", [], [])
     for item in (path for path in folders(root) if re.fullmatch(r"(?i)kos\d+", path.name)):
         files = list_images(item)
@@ -251,10 +247,8 @@ def _kolektor(root: Path) -> list[Category]:
 
 
 def _elpv(_: None) -> list[Category]:
-    """Mono- and polycrystalline cells that are defective with a probability of 0 or 1.
-
-    Blocks of 60 neighbouring numbers stay together, since neighbours are alike: every third is for testing.
-    """
+    """Mono- and polycrystalline cells that are defective with a probability of 0 or 1. Blocks of 60
+    neighbouring numbers stay together, since neighbours are alike: every third is for testing."""
     package = find_spec("elpv_dataset")
     if package is None or package.origin is None:
         raise FsadError("elpv is not installed; `pip install elpv-dataset` or `pip install 'fsad[demo]'`")

@@ -46,9 +46,7 @@ def thin(
 
 def _farthest_points(points: Tensor, count: int) -> Tensor:
     """Indices of ``count`` of the points (n, width), each farthest from those before, sorted: (count,).
-
-    Starts with the point farthest from the mean. All points if there are no more than ``count``.
-    """
+    Starts with the point farthest from the mean. All points if there are no more than ``count``."""
     if len(points) <= count:
         return torch.arange(len(points), device=points.device)
     half_square = points.square().sum(1) / 2

@@ -51,13 +51,13 @@ class PictureCategory:
 
 
 class ProceduralCategory:
-    """A product of ``fsad.procedural``: as many normal pictures as one likes."""
+    """A product of ``fsad.procedural``, of which there could be any number of normal pictures."""
 
-    def __init__(self, seed: int, pictures: int = 1000) -> None:
-        self.name, self._seed, self._pictures = f"procedural-{seed}", seed, pictures
+    def __init__(self, seed: int) -> None:
+        self.name, self._seed = f"procedural-{seed}", seed
 
     def __len__(self) -> int:
-        return self._pictures
+        return 1000
 
     def picture(self, number: int, size: int) -> np.ndarray:
         return ProceduralTask(self._seed, size).normal(number).image

@@ -153,10 +153,8 @@ def examples(category: Category) -> list[int]:
 
 
 class _Store:
-    """What the methods see of a category, on disk: pictures, and features of each network.
-
-    First the normal pictures that some draw takes, then, from ``tests`` on, all test pictures.
-    """
+    """What the methods see of a category, on disk: pictures, and features of each network. First the normal
+    pictures that some draw takes, then, from ``tests`` on, all test pictures."""
 
     def __init__(
         self, category: Category, protocol: Protocol, networks: Mapping[str, Backbone], scratch: Path

@@ -173,10 +173,8 @@ def sources(images: Any) -> Iterable[Any]:
 
 
 def _smooth(pixels: Tensor, sigma: float, roi: Tensor | None) -> Tensor:
-    """Gaussian over the pixels (H, W) that count, 0 elsewhere.
-
-    A normalised convolution: neither the padding nor what does not count enters.
-    """
+    """Gaussian over the pixels (H, W) that count, 0 elsewhere. A normalised convolution: neither the padding
+    nor what does not count enters."""
     inside = torch.ones_like(pixels) if roi is None else roi.to(pixels)
     radius = math.ceil(3 * sigma)
     grid = torch.arange(-radius, radius + 1, dtype=pixels.dtype, device=pixels.device)

@@ -227,10 +227,8 @@ def _use_native(backend: str, support: Tensor, atom_index: Tensor | None, *other
 
 @torch.compiler.assume_constant_result  # torch.compile cannot trace it, and compiles again when it changes
 def _tf32_is_allowed() -> bool:
-    """Whether torch may round the operands of float32 matrix products on a GPU to TF32.
-
-    Of all ways to ask, the one that knows what the older and the newer setting come to together.
-    """
+    """Whether torch may round the operands of float32 matrix products on a GPU to TF32. Of all ways to ask,
+    the one that knows what the older and the newer setting come to together."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 

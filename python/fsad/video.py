@@ -167,9 +167,7 @@ def shanghaitech(root: Path) -> list[VideoCategory]:
 
 def _clips(folder: Path) -> dict[str, Frames]:
     """The videos in a folder by name: folders of pictures, and .avi files without such a folder beside them.
-
-    Frames may be called 000 ... 999, 1000: shorter names go first.
-    """
+    Frames may be called 000 ... 999, 1000: shorter names go first."""
     found: dict[str, Frames] = {}
     for path in entries(folder):
         if path.is_dir():
