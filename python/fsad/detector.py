@@ -186,7 +186,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         ModelFileError for a damaged or foreign file, and for a backbone with other weights.
         """
         tensors, saved = read_model(path, "FewShotDetector")
-        device = usable_device(device)
+        usable_device(device)  # raises in its own words
         try:
             detector = cls(
                 saved["backbone"]["name"] if backbone is None else backbone,
@@ -199,7 +199,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
             layer = detector.model_.sparse_coding
             if not all(tensors[name].isfinite().all() for name in ("patches", "moment")):
                 raise InputError("its dictionary holds NaN or infinity")
-            layer.load_compact({name: tensor.to(device) for name, tensor in tensors.items()})
+            layer.load_compact({name: tensor.to(detector._device) for name, tensor in tensors.items()})
             if layer.support.shape[1] != layer.moment.shape[0]:
                 raise InputError("its atoms do not fit its second moment")
             threshold = Threshold(**saved["threshold"] | {"scores": tuple(saved["threshold"]["scores"])})
