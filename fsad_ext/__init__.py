@@ -19,20 +19,17 @@ def _load_library() -> None:
     if not sys.platform.startswith("linux"):
         raise ImportError(f"fsad supports Linux only so far, and this is {sys.platform}.")
     floor = ".".join(map(str, TORCH_FLOOR))
+    needed = f"fsad needs PyTorch {floor} or newer"
     try:
         import torch
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise ImportError(
-            f"fsad needs PyTorch {floor} or newer, and none is installed: pip install 'torch>={floor}'"
-        ) from None
+        raise ImportError(f"{needed}, and none is installed: pip install 'torch>={floor}'") from None
     release = re.match(r"(\d+)\.(\d+)", torch.__version__)
     if release is None or (int(release[1]), int(release[2])) < TORCH_FLOOR:
-        raise ImportError(
-            f"fsad needs PyTorch {floor} or newer, and {torch.__version__} is installed: "
-            f"pip install --upgrade 'torch>={floor}'"
-        )
+        advice = f"pip install --upgrade 'torch>={floor}'"
+        raise ImportError(f"{needed}, and {torch.__version__} is installed: {advice}")
     if not LIBRARY.exists():
         raise ImportError(
             f"fsad's native library has not been built (no {LIBRARY}): run `pip install -e .` in "

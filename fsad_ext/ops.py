@@ -12,8 +12,6 @@ import json
 import torch
 from torch import Tensor
 
-_AUTOCAST_DEVICES = ("cpu", "cuda")
-
 
 def build_info() -> dict:
     """How the library was built: compiler, instruction sets, CUDA architectures (or None)."""
@@ -22,8 +20,6 @@ def build_info() -> dict:
 
 # The device types that the library has kernels for.
 DEVICES = ("cpu", "cuda") if build_info()["cuda"] else ("cpu",)
-
-# ---- fake kernels ------------------------------------------------------------------------------------
 
 
 def _rows(queries: Tensor, receptive_field: int) -> tuple[int, int, int]:
@@ -38,26 +34,15 @@ def _(queries, scale, atoms, atom_index, step, lambdas, taus, shrinkage, recepti
 
 
 @torch.library.register_fake("fsad::istc_backward")
-def _(
-    grad, history, queries, scale, atoms, index, step,
-    lambdas, taus, shrinkage, field, allow_tf32, need_atoms,
-):  # fmt: skip
+def _(grad, history, queries, scale, atoms, index, step, lambdas, taus, shrinkage, field, tf32, need_atoms):
     grad_atoms = torch.empty_like(atoms) if need_atoms else atoms.new_empty(0)
     return torch.empty_like(queries), torch.empty_like(scale), grad_atoms
 
 
 @torch.library.register_fake("fsad::istc_double_backward")
-def _(
-    tangent_queries, tangent_scale, tangent_atoms, grad, history, queries, scale, atoms, index, step,
-    lambdas, taus, shrinkage, field, allow_tf32, need_atoms,
-):  # fmt: skip
-    grad_atoms = torch.empty_like(atoms) if need_atoms else atoms.new_empty(0)
-    return (
-        torch.empty_like(grad),
-        torch.empty_like(queries),
-        torch.empty_like(scale),
-        grad_atoms,
-    )
+def _(tangent_queries, tangent_scale, tangent_atoms, grad, history, queries, scale, atoms, *settings):
+    grad_atoms = torch.empty_like(atoms) if settings[-1] else atoms.new_empty(0)
+    return torch.empty_like(grad), torch.empty_like(queries), torch.empty_like(scale), grad_atoms
 
 
 @torch.library.register_fake("fsad::peak_atom")
@@ -65,15 +50,10 @@ def _(queries, atoms, atom_index, receptive_field):
     return queries.new_empty(_rows(queries, receptive_field)[:2], dtype=torch.int64)
 
 
-# ---- autograd ----------------------------------------------------------------------------------------
-
-
 def _save_forward(ctx, inputs, output):
-    queries, scale, atoms, atom_index, step, *settings = inputs
-    _, history = output
-    ctx.save_for_backward(queries, scale, atoms, atom_index, step, history)
-    ctx.settings = settings
-    ctx.mark_non_differentiable(history)
+    ctx.save_for_backward(*inputs[:5], output[1])
+    ctx.settings = inputs[5:]
+    ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
@@ -82,17 +62,8 @@ def _backward(ctx, grad_residual, _grad_history):
         return (None,) * 10
     queries, scale, atoms, atom_index, step, history = ctx.saved_tensors
     need_atoms = _is_wanted(ctx, 2)
-    grad_queries, grad_scale, grad_atoms = torch.ops.fsad.istc_backward(
-        grad_residual.contiguous(),
-        history,
-        queries,
-        scale,
-        atoms,
-        atom_index,
-        step,
-        *ctx.settings,
-        need_atoms,
-    )
+    saved = (grad_residual.contiguous(), history, queries, scale, atoms, atom_index, step)
+    grad_queries, grad_scale, grad_atoms = torch.ops.fsad.istc_backward(*saved, *ctx.settings, need_atoms)
     return grad_queries, grad_scale, grad_atoms if need_atoms else None, *(None,) * 7
 
 
@@ -105,27 +76,20 @@ def _save_backward(ctx, inputs, output):
 def _double_backward(ctx, tangent_queries, tangent_scale, tangent_atoms):
     if tangent_queries is None and tangent_scale is None and tangent_atoms is None:
         return (None,) * 13
-    grad_residual, history, queries, scale, atoms, atom_index, step = ctx.saved_tensors
+    _, _, queries, scale, atoms, *_ = ctx.saved_tensors
     # A gradient that was not asked for comes back as an empty tensor, and so does its cotangent.
     if tangent_atoms is not None and tangent_atoms.dim() != atoms.dim():
         tangent_atoms = None
     need_atoms = _is_wanted(ctx, 4)
-    grad_grad, grad_queries, grad_scale, grad_atoms = torch.ops.fsad.istc_double_backward(
-        _contiguous_or_zeros(tangent_queries, queries),
-        _contiguous_or_zeros(tangent_scale, scale),
+    tangents = (
+        torch.zeros_like(queries) if tangent_queries is None else tangent_queries.contiguous(),
+        torch.zeros_like(scale) if tangent_scale is None else tangent_scale.contiguous(),
         None if tangent_atoms is None else tangent_atoms.contiguous(),
-        grad_residual,
-        history,
-        queries,
-        scale,
-        atoms,
-        atom_index,
-        step,
-        *ctx.settings,
-        need_atoms,
     )
-    grad_atoms = grad_atoms if need_atoms else None
-    return grad_grad, None, grad_queries, grad_scale, grad_atoms, *(None,) * 8
+    grad_grad, grad_queries, grad_scale, grad_atoms = torch.ops.fsad.istc_double_backward(
+        *tangents, *ctx.saved_tensors, *ctx.settings, need_atoms
+    )
+    return grad_grad, None, grad_queries, grad_scale, grad_atoms if need_atoms else None, *(None,) * 8
 
 
 def _is_wanted(ctx, position: int) -> bool:
@@ -143,10 +107,6 @@ def _is_wanted(ctx, position: int) -> bool:
         return True
 
 
-def _contiguous_or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if tangent is None else tangent.contiguous()
-
-
 def _third_order(ctx, *grads):
     raise RuntimeError(
         "fsad::istc can be differentiated twice, not three times; use backend='reference' for higher orders"
@@ -157,9 +117,8 @@ torch.library.register_autograd("fsad::istc", _backward, setup_context=_save_for
 torch.library.register_autograd("fsad::istc_backward", _double_backward, setup_context=_save_backward)
 torch.library.register_autograd("fsad::istc_double_backward", _third_order)
 
-# ---- autocast ----------------------------------------------------------------------------------------
 
 # Three iterations of differences of nearly equal vectors: float32 is what their accuracy needs.
-for _device in _AUTOCAST_DEVICES:
+for _device in ("cpu", "cuda"):
     torch.library.register_autocast("fsad::istc", _device, torch.float32)
     torch.library.register_autocast("fsad::peak_atom", _device, torch.float32)

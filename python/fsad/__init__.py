@@ -1,19 +1,18 @@
 """fsad: few-shot, fast-adaptive anomaly detection by sparse coding over the features of normal images."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fsad import functional
-    from fsad.detector import FewShotDetector
-    from fsad.energy import AdaptiveEnergyModel
-    from fsad.episodic import EpisodeLoss
-    from fsad.errors import FsadError
-    from fsad.langevin import LangevinSampler
-    from fsad.sparse_coding import SparseCode, SparseCodingLayer
-    from fsad.trainer import EpisodicTrainer
+    from fsad import functional as functional
+    from fsad.detector import FewShotDetector as FewShotDetector
+    from fsad.energy import AdaptiveEnergyModel as AdaptiveEnergyModel
+    from fsad.episodic import EpisodeLoss as EpisodeLoss
+    from fsad.errors import FsadError as FsadError
+    from fsad.langevin import LangevinSampler as LangevinSampler
+    from fsad.sparse_coding import SparseCode as SparseCode
+    from fsad.sparse_coding import SparseCodingLayer as SparseCodingLayer
+    from fsad.trainer import EpisodicTrainer as EpisodicTrainer
 
 __version__ = "0.1.0"
 
@@ -29,18 +28,7 @@ _HOMES = {
     "SparseCodingLayer": "fsad.sparse_coding",
 }
 
-__all__ = [
-    "AdaptiveEnergyModel",
-    "EpisodeLoss",
-    "EpisodicTrainer",
-    "FewShotDetector",
-    "FsadError",
-    "LangevinSampler",
-    "SparseCode",
-    "SparseCodingLayer",
-    "__version__",
-    "functional",
-]
+__all__ = ["__version__", "functional", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,10 +4,7 @@ Each normalises its own input. ``load_backbone`` turns a name, or any ``nn.Modul
 which knows what a saved model needs to find the same features again.
 """
 
-from __future__ import annotations
-
 import copy
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,9 @@ from torch import Tensor, nn
 
 from fsad.efficientnet import EfficientNetLite0, merge_levels
 from fsad.errors import FsadError, InputError, ModelFileError
+from fsad.model_file import digest
 from fsad.networks import SHIPPED, SmallResNet, load_network
+from fsad.sparse_coding import DEFAULT_SETTINGS, SparseCodingLayer
 
 
 class Backbone(nn.Module):
@@ -34,14 +33,14 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.module(images)
 
+    def layer(self) -> SparseCodingLayer:
+        """A layer of the settings it was trained with, or ``DEFAULT_SETTINGS``."""
+        return SparseCodingLayer(**(self.sparse_coding or DEFAULT_SETTINGS))
+
     @property
     def weights_hash(self) -> str:
         """SHA-256 (hex) over keys, dtypes, shapes and bytes of the state dict; follows every change of it."""
-        digest = hashlib.sha256()
-        for key, tensor in sorted(self.module.state_dict().items()):
-            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)};".encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return digest("", self.module.state_dict())
 
 
 class _TimmLevels(nn.Module):
@@ -67,6 +66,15 @@ class _TimmLevels(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = self.model((images - self._mean) / self._std)
         return merge_levels([F.normalize(features[i], dim=1) for i in self._levels])
+
+
+def usable_device(name: str) -> str:
+    """``"cpu"``, ``"cuda"`` or what ``"auto"`` means here; InputError where there is no such GPU."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise InputError(f"torch {torch.__version__} finds no usable GPU here; take the device cpu or auto")
+    return "cuda" if name == "auto" else name
 
 
 def load_backbone(name: str | nn.Module, *, pretrained: bool = True) -> Backbone:
@@ -98,10 +106,10 @@ def load_backbone(name: str | nn.Module, *, pretrained: bool = True) -> Backbone
         return Backbone(module, name if path == shipped else str(path), saved["sparse_coding"])
     if name.startswith("timm:"):
         return Backbone(_TimmLevels(name.removeprefix("timm:"), pretrained), name)
+    ours = ", ".join(path.stem for path in SHIPPED.glob("*.safetensors"))
     raise InputError(
         f"unknown backbone {name!r}; expected 'efficientnet_lite0', 'small_resnet', 'timm:<model>', a file "
-        "of trained weights (.safetensors), an nn.Module, or what fsad ships: "
-        f"{', '.join(path.stem for path in SHIPPED.glob('*.safetensors'))}"
+        f"of trained weights (.safetensors), an nn.Module, or what fsad ships: {ours}"
     )
 
 

@@ -4,21 +4,20 @@ Each method has ``fit`` and ``score_map``. On features, vectors are scaled to un
 coding layer does it. Another baseline is another class, and a line in ``METHODS``.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from fsad import coreset
 from fsad.backbones import Backbone
+from fsad.dictionary import thin
 from fsad.energy import AdaptiveEnergyModel
 from fsad.errors import InputError, NotAdaptedError
 from fsad.maml import Autoencoder, MamlLoss
-from fsad.sparse_coding import DEFAULT_SETTINGS, SparseCodingLayer
+from fsad.sparse_coding import SparseCodingLayer
 from fsad.trained_autoencoder import TrainedAutoencoder
 from fsad.whitening import second_moment, unit_length, whitening_matrix
 
@@ -33,18 +32,22 @@ class Method(Protocol):
         """Anomaly of each position, higher is worse: (B, …, h, w) -> (B, h, w)."""
 
 
-def _support_moment(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit-length maps (K, c, h, w) and their second moment (c, c)."""
-    if features.dim() != 4 or features.numel() == 0:
-        raise InputError(f"expected features (K, c, h, w), K ≥ 1, got {tuple(features.shape)}")
-    unit = unit_length(features.detach(), 1)
-    return unit, second_moment(unit[None])[0]
-
-
 class _Baseline(ABC):
-    """Shared by all: unit length, the check that ``fit`` was called, one vector a position."""
+    """Shared by all: unit length, checks, one vector a position."""
 
     _fitted: Tensor  # (anything, c), set by fit
+
+    def fit(self, features: Tensor) -> "_Baseline":
+        """Adapt to features (K, c, h, w)."""
+        if features.dim() != 4 or features.numel() == 0:
+            raise InputError(f"expected features (K, c, h, w), K ≥ 1, got {tuple(features.shape)}")
+        unit = unit_length(features.detach(), 1)
+        self._fitted = self._learned(unit, second_moment(unit[None])[0])
+        return self
+
+    @abstractmethod
+    def _learned(self, unit: Tensor, moment: Tensor) -> Tensor:
+        """What ``_score`` needs, from unit-length maps (K, c, h, w) and their second moment (c, c)."""
 
     @abstractmethod
     def _score(self, unit: Tensor) -> Tensor:
@@ -55,28 +58,20 @@ class _Baseline(ABC):
         if not hasattr(self, "_fitted"):
             raise NotAdaptedError(f"{type(self).__name__} has no normal features: call fit first")
         if features.dim() != 4 or features.shape[1] != self._fitted.shape[-1]:
-            raise InputError(
-                f"expected features (B, {self._fitted.shape[-1]}, h, w), got {tuple(features.shape)}"
-            )
+            channels = self._fitted.shape[-1]
+            raise InputError(f"expected features (B, {channels}, h, w), got {tuple(features.shape)}")
         return self._score(unit_length(features, 1).movedim(1, -1))
 
 
+@dataclass(eq=False)
 class NearestNeighbour(_Baseline):
-    """Distance to the nearest normal vector of a memory bank (PatchCore, arXiv 2106.08265).
+    """Distance to the nearest normal vector of a memory bank (PatchCore, arXiv 2106.08265)."""
 
-    ``max_atoms`` thins the bank by farthest-point selection, as PatchCore does.
-    """
+    max_atoms: int | None = None  # thins the bank by farthest-point selection, as PatchCore does
 
-    def __init__(self, max_atoms: int | None = None) -> None:
-        self.max_atoms = max_atoms
-
-    def fit(self, features: Tensor) -> NearestNeighbour:
-        unit, _ = _support_moment(features)
-        self._fitted = unit.movedim(1, -1).flatten(0, 2)
-        if self.max_atoms is not None:
-            points = coreset.project(unit, receptive_field=1, padding=0)
-            self._fitted = self._fitted[coreset.farthest_points(points, self.max_atoms)]
-        return self
+    def _learned(self, unit: Tensor, moment: Tensor) -> Tensor:
+        vectors = unit.movedim(1, -1).flatten(0, 2)
+        return vectors if self.max_atoms is None else vectors[thin(unit, None, self.max_atoms, 1)]
 
     def _score(self, unit: Tensor) -> Tensor:
         # ‖x − y‖² = 2 − 2⟨x, y⟩ for unit vectors; one map at a time bounds the memory.
@@ -84,25 +79,21 @@ class NearestNeighbour(_Baseline):
         return (2 - 2 * nearest).clamp_min(0).sqrt()
 
 
+@dataclass(eq=False)
 class Mahalanobis(_Baseline):
-    """Squared Mahalanobis distance to the normal vectors' Gaussian, divided by c.
+    """Squared Mahalanobis distance to the normal vectors' Gaussian, divided by c."""
 
-    ``ridge`` is added to the covariance, in units of its mean eigenvalue.
-    """
+    ridge: float = 0.1  # added to the covariance, in units of its mean eigenvalue
 
-    def __init__(self, ridge: float = 0.1) -> None:
-        self.ridge = ridge
-
-    def fit(self, features: Tensor) -> Mahalanobis:
-        unit, moment = _support_moment(features)
+    def _learned(self, unit: Tensor, moment: Tensor) -> Tensor:
         self._mean = unit.mean((0, 2, 3))
-        self._fitted = whitening_matrix((moment - torch.outer(self._mean, self._mean))[None], self.ridge)[0]
-        return self
+        return whitening_matrix((moment - torch.outer(self._mean, self._mean))[None], self.ridge)[0]
 
     def _score(self, unit: Tensor) -> Tensor:
         return ((unit - self._mean) @ self._fitted.mT).square().mean(-1)
 
 
+@dataclass(eq=False)
 class Ridge(_Baseline):
     """Mean squared residual of a reconstruction by all normal vectors under an ℓ2 penalty.
 
@@ -110,48 +101,39 @@ class Ridge(_Baseline):
     μ = ``ridge`` · tr(C)/c: the dictionary enters through C alone.
     """
 
-    def __init__(self, ridge: float = 0.1) -> None:
-        self.ridge = ridge
+    ridge: float = 0.1
 
-    def fit(self, features: Tensor) -> Ridge:
-        _, moment = _support_moment(features)
+    def _learned(self, unit: Tensor, moment: Tensor) -> Tensor:
         penalty = self.ridge * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
-        self._fitted = torch.linalg.solve(moment + penalty, penalty)
-        return self
+        return torch.linalg.solve(moment + penalty, penalty)
 
     def _score(self, unit: Tensor) -> Tensor:
         return (unit @ self._fitted.mT).square().mean(-1)
 
 
+@dataclass(eq=False)
 class Subspace(_Baseline):
-    """Mean squared part of a vector outside the span of the normal vectors' first principal directions.
+    """Mean squared part of a vector outside the span of the normal vectors' first principal directions."""
 
-    They hold ``share`` of the normal vectors' second moment.
-    """
+    share: float = 0.95  # of the normal vectors' second moment, which these directions hold
 
-    def __init__(self, share: float = 0.95) -> None:
-        self.share = share
-
-    def fit(self, features: Tensor) -> Subspace:
-        _, moment = _support_moment(features)
+    def _learned(self, unit: Tensor, moment: Tensor) -> Tensor:
         energies, directions = torch.linalg.eigh(moment)  # the smallest first
         outside = directions[:, energies.cumsum(0) <= (1 - self.share) * energies.sum()]
-        self._fitted = outside @ outside.mT
-        return self
+        return outside @ outside.mT
 
     def _score(self, unit: Tensor) -> Tensor:
         return (unit @ self._fitted).square().mean(-1)
 
 
+@dataclass(eq=False)
 class SparseCoding:
     """fsad's own: the energy map of a ``SparseCodingLayer``."""
 
-    def __init__(self, layer: SparseCodingLayer) -> None:
-        self.layer = layer
+    layer: SparseCodingLayer
 
-    def fit(self, features: Tensor) -> SparseCoding:
-        self.layer.adapt(features)
-        return self
+    def fit(self, features: Tensor) -> object:
+        return self.layer.adapt(features)
 
     def score_map(self, features: Tensor) -> Tensor:
         return self.layer(features).energy
@@ -163,7 +145,7 @@ class GradientMap:
     def __init__(self, network: Backbone, layer: SparseCodingLayer) -> None:
         self._model = AdaptiveEnergyModel(network, layer)
 
-    def fit(self, pictures: Tensor) -> GradientMap:
+    def fit(self, pictures: Tensor) -> "GradientMap":
         self._model.adapt(pictures)
         return self
 
@@ -176,14 +158,12 @@ class MamlAutoencoder:
 
     def __init__(self, autoencoder: Backbone) -> None:
         if not isinstance(autoencoder.module, Autoencoder):
-            raise InputError(
-                f"maml-ae needs the weights of `fsad train --method maml-ae`, not {autoencoder.name}"
-            )
+            needed = "the weights of `fsad train --method maml-ae`"
+            raise InputError(f"maml-ae needs {needed}, not {autoencoder.name}")
         self._loss = MamlLoss(autoencoder.module.requires_grad_())
 
-    def fit(self, pictures: Tensor) -> MamlAutoencoder:
+    def fit(self, pictures: Tensor) -> None:
         self._support = pictures
-        return self
 
     def score_map(self, pictures: Tensor) -> Tensor:
         return self._loss.score_map(self._support, pictures)
@@ -197,13 +177,9 @@ class Kind(NamedTuple):
     sees: Literal["features", "pictures", "all pictures"] = "features"
 
 
-def _layer(network: Backbone) -> SparseCodingLayer:
-    return SparseCodingLayer(**(network.sparse_coding or DEFAULT_SETTINGS))
-
-
 METHODS: dict[str, Kind] = {
-    "fsad": Kind(lambda network: SparseCoding(_layer(network))),
-    "fsad-gradient": Kind(lambda network: GradientMap(network, _layer(network)), "pictures"),
+    "fsad": Kind(lambda network: SparseCoding(network.layer())),
+    "fsad-gradient": Kind(lambda network: GradientMap(network, network.layer()), "pictures"),
     "nearest-neighbour": Kind(lambda _: NearestNeighbour()),
     "nearest-neighbour-coreset": Kind(lambda _: NearestNeighbour(max_atoms=1024)),
     "mahalanobis": Kind(lambda _: Mahalanobis()),

@@ -5,8 +5,6 @@ probability at most (K + 1 - r)/(K + 1) (conformal prediction: Vovk, Gammerman a
 *Algorithmic Learning in a Random World*, 2005). No level finer than 1/(K + 1) can be promised.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -156,7 +155,7 @@ def with_scores(threshold: Threshold, new: Sequence[float], false_alarm: float) 
     return normal_threshold(scores, threshold.false_alarm or false_alarm)
 
 
-def known_bad_threshold(scores: Sequence[float], bad: Sequence[float]) -> Threshold:
+def known_bad_threshold(scores: Sequence[float], bad: ArrayLike) -> Threshold:
     """The threshold with the best balanced accuracy on held-out normal and known-bad scores.
 
     Candidates are the midpoints between neighbouring scores; among equals the one in the widest gap
@@ -164,11 +163,10 @@ def known_bad_threshold(scores: Sequence[float], bad: Sequence[float]) -> Thresh
     """
     normal, abnormal = np.asarray(scores), np.asarray(bad)
     ordered = np.unique(np.concatenate([normal, abnormal]))
-    candidates = sorted(
-        (round(np.mean(normal <= middle) + np.mean(abnormal > middle), 9), gap, middle)
-        for gap, middle in zip(np.diff(ordered), (ordered[1:] + ordered[:-1]) / 2, strict=True)
-    )
-    if not len(bad) or not candidates or candidates[-1][0] <= 1:
+    middles = zip(np.diff(ordered), (ordered[1:] + ordered[:-1]) / 2, strict=True)
+    rates = ((np.mean(normal <= at) + np.mean(abnormal > at), gap, at) for gap, at in middles)
+    candidates = sorted((round(rate, 9), gap, at) for rate, gap, at in rates)
+    if not len(abnormal) or not candidates or candidates[-1][0] <= 1:
         raise InputError(
             "no threshold parts the known-bad pictures from the normal ones: they score no higher"
         )

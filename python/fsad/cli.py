@@ -21,13 +21,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .errors import FsadError, InputError
+from .errors import FsadError, InputError, display_name
 
 if TYPE_CHECKING:
     import numpy as np
 
     from .detector import FewShotDetector
-    from .results import ResultFolder
 
 UNREADABLE, ANOMALOUS = 3, 4
 
@@ -44,40 +43,42 @@ out = Console(markup=False, highlight=False)  # file names may look like markup
 err = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 
 
-def _option(help: str, *names: str, **rest: Any) -> Any:
-    return typer.Option(*names, help=help, show_default=False, **rest)
+def _opt(help: str, *names: str, **rest: Any) -> Any:
+    return typer.Option(*names, help=help, **rest)
 
 
+Number = int | None
+Names = list[str] | None
+OUTPUT = "--output", "-o"
 LEVEL = "Share of normal pictures that may be called anomalous (default: 0.1, or the model's)."
 LIMIT = "Refuse larger files before decoding (default: 89478485, Pillow's limit)."
-Normal = _option("Folder of normal pictures, subfolders included; ten are plenty.")
-FalseAlarm = Annotated[float | None, _option(LEVEL, min=0.0001, max=0.9999)]
-Device = Annotated[Literal["cpu", "cuda", "auto"], _option("auto: a GPU if there is one.")]
-Seed = Annotated[int, _option("Seed of everything random.", min=0)]
-MaxPixels = Annotated[int | None, _option(LIMIT, min=1)]
-Strict = Annotated[bool, _option("Stop at the first unreadable picture.", "--strict")]
+Normal = _opt("Folder of normal pictures, subfolders included; ten are plenty.")
+FalseAlarm = Annotated[float | None, _opt(LEVEL, min=0.0001, max=0.9999)]
+Method = Literal["episodic", "maml-ae"]
+Trained = Literal["small_resnet", "adapter"]
+Device = Annotated[Literal["cpu", "cuda", "auto"], _opt("auto: a GPU if there is one.")]
+Seed = Annotated[int, _opt("Seed of everything random.", min=0)]
+MaxPixels = Annotated[Number, _opt(LIMIT, min=1)]
+Strict = Annotated[bool, _opt("Stop at the first unreadable picture.", "--strict")]
 
 
 @app.command()
 def adapt(
     normal: Annotated[Path, Normal],
-    output: Annotated[Path, _option("The model file to write.", "--output", "-o")],
-    add: Annotated[bool, _option("Add to that model, as it is, more pictures.", "--add")] = False,
-    backbone: Annotated[
-        str | None, _option("efficientnet_lite0 (default), small_resnet or timm:NAME.")
-    ] = None,
-    input_size: Annotated[int | None, _option("Side to resize to (default: 256).", min=16)] = None,
-    tile: Annotated[int | None, _option("Or cut into tiles of this side.", min=16)] = None,
-    roi: Annotated[Path | None, _option("Mask picture; what is black there is ignored.")] = None,
-    augment: Annotated[bool, _option("Flipped and turned is normal too.", "--augment")] = False,
+    output: Annotated[Path, _opt("The model file to write.", *OUTPUT)],
+    add: Annotated[bool, _opt("Add to that model, as it is, more pictures.", "--add")] = False,
+    backbone: Annotated[str | None, _opt("efficientnet_lite0 (default), small_resnet or timm:NAME.")] = None,
+    input_size: Annotated[Number, _opt("Side to resize to (default: 256).", min=16)] = None,
+    tile: Annotated[Number, _opt("Or cut into tiles of this side.", min=16)] = None,
+    roi: Annotated[Path | None, _opt("Mask picture; what is black there is ignored.")] = None,
+    augment: Annotated[bool, _opt("Flipped and turned is normal too.", "--augment")] = False,
     false_alarm: FalseAlarm = None,
     device: Device = "cpu",
     seed: Seed = 0,
     max_pixels: MaxPixels = None,
     strict: Strict = False,
     representative: Annotated[
-        bool,
-        _option("With --add: a fair sample, whose scores count for the threshold.", "--representative"),
+        bool, _opt("With --add: a fair sample, whose scores count for the threshold.", "--representative")
     ] = False,
 ) -> None:
     """Adapt to normal pictures and save the model, without the backbone's weights."""
@@ -87,33 +88,33 @@ def adapt(
     if add and settings:
         raise typer.BadParameter(f"{', '.join(settings)} cannot change in an existing model (--add)")
     if output.is_dir():
-        raise InputError(f"{_shown(output)} is a folder; --output needs the name of a file.")
+        raise InputError(f"{display_name(output)} is a folder; --output needs the name of a file.")
     if representative and not add:
         raise typer.BadParameter("--representative says something of pictures that --add adds")
     try:
         with tempfile.TemporaryFile(dir=output.parent):
             pass  # an error now rather than after the work
     except OSError as error:
-        raise InputError(f"{_shown(output)} cannot be written: {error.strerror}") from None
+        raise InputError(f"{display_name(output)} cannot be written: {error.strerror}") from None
     model = output if add else None
     detector = _detector(model, false_alarm, device, max_pixels, seed=seed, **settings)
     learn = partial(detector.update, representative=representative) if add else detector.fit
     skipped = _learn(learn, detector, normal, max_pixels, strict)
     detector.save(output)
     size = output.stat().st_size / 1e6
-    err.print(f"Wrote {_shown(output)}, {size:.1f} MB. {detector.threshold_}")
+    err.print(f"Wrote {display_name(output)}, {size:.1f} MB. {detector.threshold_}")
     if skipped:
         raise typer.Exit(UNREADABLE)
 
 
 @app.command()
 def detect(
-    images: Annotated[Path, _option("Folder of pictures to judge, subfolders included.")],
-    output: Annotated[Path, _option("Folder for tables, overlays and report.", "--output", "-o")],
-    model: Annotated[Path | None, _option("Model file made by `fsad adapt`.")] = None,
+    images: Annotated[Path, _opt("Folder of pictures to judge, subfolders included.")],
+    output: Annotated[Path, _opt("Folder for tables, overlays and report.", *OUTPUT)],
+    model: Annotated[Path | None, _opt("Model file made by `fsad adapt`.")] = None,
     normal: Annotated[Path | None, Normal] = None,
     fail_on_anomaly: Annotated[
-        bool, _option("Exit with 4 if any picture is anomalous.", "--fail-on-anomaly")
+        bool, _opt("Exit with 4 if any picture is anomalous.", "--fail-on-anomaly")
     ] = False,
     false_alarm: FalseAlarm = None,
     device: Device = "cpu",
@@ -128,7 +129,7 @@ def detect(
     if (model is None) == (normal is None):
         raise typer.BadParameter("give either --model FILE or --normal FOLDER")
     from .images import list_images
-    from .results import ResultFolder
+    from .report import ResultFolder
 
     # The overlays of an earlier run, where the output folder lies in the folder of pictures or is it.
     own = output.resolve() / "overlays"
@@ -141,43 +142,43 @@ def detect(
             for result in detector.iter_results(pictures, "raise" if strict else "skip"):
                 folder.add(detector, result)
                 advance()
-        folder.publish(detector, _shown(model or normal))
-    _print_results(folder, str(detector.threshold_))
-    if fail_on_anomaly and any(row["anomalous"] for row in folder.rows):
+        folder.publish(detector, display_name(model or normal or ""))
+    table = Table("image", "score", "verdict", "regions", title="Most anomalous pictures")
+    for row in sorted(folder.rows, key=lambda row: -row["score"])[:10]:
+        verdict = "anomalous" if row["anomalous"] else "normal"
+        table.add_row(row["image"], f"{row['score']:.4g}", verdict, str(len(row["regions"])))
+    out.print(table)
+    bad, lost = sum(row["anomalous"] for row in folder.rows), len(folder.unreadable)
+    counts = f"{len(folder.rows)} pictures scored, {bad} anomalous, {lost} unreadable."
+    page = display_name(output / "report.html")
+    out.print(f"{counts} {detector.threshold_}\nReport: {page}", soft_wrap=True)
+    for _, reason in folder.unreadable:
+        err.print(f"Unreadable: {reason}")
+    if fail_on_anomaly and bad:
         raise typer.Exit(ANOMALOUS)
-    if skipped or folder.unreadable:
+    if skipped or lost:
         raise typer.Exit(UNREADABLE)
 
 
 @app.command()
 def train(
-    output: Annotated[Path, _option("Folder for checkpoints, log, plots and weights.", "--output", "-o")],
-    data: Annotated[
-        list[Path] | None, _option("Folder of categories, each a folder of normal pictures; can be repeated.")
-    ] = None,
-    procedural: Annotated[
-        int | None, _option("Procedural products to train on (default: 300 without --data).", min=0)
-    ] = None,
-    leave_out: Annotated[list[str] | None, _option("Category not to train on; can be repeated.")] = None,
-    resume: Annotated[bool, _option("Go on from the folder's checkpoint.", "--resume")] = False,
-    method: Annotated[Literal["episodic", "maml-ae"], _option("maml-ae: the paper's baseline.")] = "episodic",
-    backbone: Annotated[
-        Literal["small_resnet", "adapter"], _option("adapter: a head on ImageNet features.")
-    ] = "small_resnet",
-    updates: Annotated[
-        int, _option("Steps of the optimizer (default: 1000; 0: untrained weights).", min=0)
-    ] = 1000,
-    rate: Annotated[float, _option("Learning rate (default: 0.001).", min=0)] = 1e-3,
-    episodes: Annotated[int, _option("Episodes an update and process (default: 1).", min=1)] = 1,
-    every: Annotated[int, _option("Updates between checkpoints (default: 50).", min=1)] = 50,
-    shots: Annotated[int, _option("K, support pictures an episode (default: 10).", min=1)] = 10,
-    queries: Annotated[int, _option("M, query pictures an episode (default: 4).", min=1)] = 4,
-    input_size: Annotated[int, _option("Side to resize to (default: 64).", min=16)] = 64,
-    recipe: Annotated[
-        list[str] | None, _option("NAME=VALUE of fsad.recipe.Recipe, as JSON; can be repeated.", "--set")
-    ] = None,
+    output: Annotated[Path, _opt("Folder for checkpoints, log, plots and weights.", *OUTPUT)],
+    data: Annotated[list[Path] | None, _opt("Folder of folders of normal pictures; can be repeated.")] = None,
+    procedural: Annotated[Number, _opt("Procedural products (default: 300 without --data).", min=0)] = None,
+    leave_out: Annotated[Names, _opt("Category not to train on; can be repeated.")] = None,
+    resume: Annotated[bool, _opt("Go on from the folder's checkpoint.", "--resume")] = False,
+    method: Annotated[Method, _opt("maml-ae: the paper's baseline.")] = "episodic",
+    backbone: Annotated[Trained, _opt("adapter: a head on ImageNet features.")] = "small_resnet",
+    updates: Annotated[int, _opt("Steps of the optimizer; 0: untrained weights.", min=0)] = 1000,
+    rate: Annotated[float, _opt("Learning rate.", min=0)] = 1e-3,
+    episodes: Annotated[int, _opt("Episodes an update and process.", min=1)] = 1,
+    every: Annotated[int, _opt("Updates between checkpoints.", min=1)] = 50,
+    shots: Annotated[int, _opt("K, support pictures an episode.", min=1)] = 10,
+    queries: Annotated[int, _opt("M, query pictures an episode.", min=1)] = 4,
+    input_size: Annotated[int, _opt("Side to resize to.", min=16)] = 64,
+    recipe: Annotated[Names, _opt("NAME=VALUE of a Recipe, as JSON; can be repeated.", "--set")] = None,
     device: Device = "cpu",
-    workers: Annotated[int, _option("Processes that prepare episodes.", min=0)] = 0,
+    workers: Annotated[int, _opt("Processes that prepare episodes.", min=0)] = 0,
     seed: Seed = 0,
 ) -> None:
     """Learn across products what is normal (Algorithm 1); the weights serve as --backbone.
@@ -191,8 +192,7 @@ def train(
         "procedural": (0 if data else 300) if procedural is None else procedural,
         "leave_out": leave_out or [],
         "method": method,
-        "architecture": {"name": backbone}
-        | ({"stride": 4, "seed": seed} if backbone == "small_resnet" else {}),
+        "architecture": {"name": backbone, **({"stride": 4, "seed": seed} if backbone != "adapter" else {})},
         "shots": shots,
         "queries": queries,
         "size": input_size,
@@ -205,41 +205,35 @@ def train(
         def show(row: dict[str, float]) -> None:
             advance(int(row["update"]) + 1)
             if not err.is_terminal and (row["update"] + 1) % every == 0:
-                shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
-                err.print(shown)
+                err.print(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
 
         auroc = run(what, schedule, output, resume=resume, device=device, workers=workers, progress=show)
     if auroc is not None:
         out.print(f"AUROC of normal against corrupted pictures of other products: {auroc:.3f}")
-        out.print(f"Weights: {_shown(output / NETWORK)}", soft_wrap=True)
+        out.print(f"Weights: {display_name(output / NETWORK)}", soft_wrap=True)
 
 
 @app.command()
 def evaluate(
-    datasets: Annotated[list[str] | None, typer.Argument(help="Data sets, as NAME or NAME=ROOT.")] = None,
-    output: Annotated[
-        Path, _option("Folder for results (default: fsad-evaluation).", "--output", "-o")
-    ] = Path("fsad-evaluation"),
-    list_: Annotated[bool, _option("Show the data sets there are.", "--list")] = False,
-    backbone: Annotated[
-        list[str] | None, _option("Network (default: efficientnet_lite0); can be repeated.")
-    ] = None,
-    maml_ae: Annotated[str | None, _option("Weights of MAML-AE, to compare it too.")] = None,
+    datasets: Annotated[Names, typer.Argument(help="Data sets, as NAME or NAME=ROOT.")] = None,
+    output: Annotated[Path, _opt("Folder for results.", *OUTPUT)] = Path("fsad-evaluation"),
+    list_: Annotated[bool, _opt("Show the data sets there are.", "--list")] = False,
+    backbone: Annotated[Names, _opt("Network (default: efficientnet_lite0); can be repeated.")] = None,
+    maml_ae: Annotated[str | None, _opt("Weights of MAML-AE, to compare it too.")] = None,
     shots: Annotated[
-        list[int] | None, _option("Normal pictures to adapt to (default: 10); can be repeated.", min=1)
+        list[int] | None, _opt("Normal pictures to adapt to (default: 10); can be repeated.", min=1)
     ] = None,
-    draws: Annotated[int, _option("Draws of them (default: 5).", min=1)] = 5,
-    input_size: Annotated[int, _option("Side to resize to (default: 256).", min=16)] = 256,
-    table: Annotated[
-        int | None, _option("A table of the paper: trains what it takes, too.", min=1, max=4)
-    ] = None,
-    updates: Annotated[int, _option("Of that training (default: 1000).", min=0)] = 1000,
+    draws: Annotated[int, _opt("Draws of them.", min=1)] = 5,
+    input_size: Annotated[int, _opt("Side to resize to.", min=16)] = 256,
+    table: Annotated[Number, _opt("A table of the paper: trains what it takes, too.", min=1, max=4)] = None,
+    updates: Annotated[int, _opt("Of that training.", min=0)] = 1000,
     device: Device = "cpu",
 ) -> None:
     """Compare fsad with baselines on data sets of the field: K normal pictures, whole test sets.
 
     What an interrupted evaluation has finished is not computed again.
     """
+    from .backbones import usable_device
     from .datasets import DATASETS, load
     from .evaluate import Protocol, Run, run_evaluation
     from .evaluation_plots import write_plots
@@ -248,9 +242,8 @@ def evaluate(
 
     if list_:
         for each in DATASETS.values():
-            out.print(
-                f"{each.name}: {each.title}\n  {each.layout}\n  {each.licence}; {each.source}", soft_wrap=True
-            )
+            text = f"{each.name}: {each.title}\n  {each.layout}\n  {each.licence}; {each.source}"
+            out.print(text, soft_wrap=True)
         return
     if not datasets:
         raise typer.BadParameter("name one data set or more, or ask for the --list")
@@ -262,7 +255,7 @@ def evaluate(
         shots=shots or [10],
         draws=draws,
         size=input_size,
-        device=_available(device),
+        device=usable_device(device),
     )
     protocols = [protocol]
     if table is None:
@@ -283,15 +276,13 @@ def evaluate(
         results = [row for each in protocols for row in run_evaluation(categories, each, output, show)]
     out.print(write_tables(results, output), soft_wrap=True)
     write_plots(categories, results, output)
-    err.print(f"Written to {_shown(output)}: results.md, results.csv, results.json, plots.")
+    err.print(f"Written to {display_name(output)}: results.md, results.csv, results.json, plots.")
 
 
 @app.command()
 def demo(
-    output: Annotated[
-        Path, _option("Folder for the first draw's report (default: fsad-demo).", "--output", "-o")
-    ] = Path("fsad-demo"),
-    draws: Annotated[int, _option("Draws of ten normal pictures (default: 5).", min=1)] = 5,
+    output: Annotated[Path, _opt("Folder for the first draw's report.", *OUTPUT)] = Path("fsad-demo"),
+    draws: Annotated[int, _opt("Draws of ten normal pictures.", min=1)] = 5,
 ) -> None:
     """Compare fsad with three baselines on real solar cells, and write a report.
 
@@ -303,7 +294,7 @@ def demo(
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, _option("JSON in place of tables.", "--json")] = False) -> None:
+def doctor(as_json: Annotated[bool, _opt("JSON in place of tables.", "--json")] = False) -> None:
     """Print what is installed, compiled and used, and check every kernel."""
     from .doctor import run_doctor
 
@@ -326,15 +317,9 @@ def main() -> None:
             raise  # a defect of ours; torch says nothing but RuntimeError when memory is short
         text = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, OSError) and error.filename is not None:
-            text = f"{_shown(error.filename)}: {error.strerror}"
+            text = f"{display_name(error.filename)}: {error.strerror}"
         err.print(f"Error: {text}")
         sys.exit(1)
-
-
-def _shown(path: Any) -> str:
-    from .images import display_name
-
-    return display_name(path)
 
 
 def _detector(
@@ -343,7 +328,6 @@ def _detector(
     """A detector from a file, or a new one with the settings."""
     from .detector import FewShotDetector
 
-    device = _available(device)
     if model is None:
         settings |= {"device": device, "max_pixels": max_pixels, "false_alarm": level or 0.1}
         return FewShotDetector(**settings)
@@ -352,21 +336,8 @@ def _detector(
     return detector if level is None else detector.set_threshold(false_alarm=level)
 
 
-def _available(device: str) -> str:
-    """The device that is meant, if it is there."""
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"torch {torch.__version__} finds no usable GPU here: --device cpu, or auto.")
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
 def _learn(
-    learn: Callable[[Any], Any],
-    detector: "FewShotDetector",
-    folder: Path,
-    max_pixels: int | None,
-    strict: bool,
+    learn: Callable[[Any], Any], detector: "FewShotDetector", folder: Path, limit: int | None, strict: bool
 ) -> int:
     """Give the pictures to `learn` (fit or update); returns how many could not be used."""
     from .images import list_images, load_image
@@ -376,9 +347,10 @@ def _learn(
     def readable(advance: Callable[[], object]) -> Iterator["np.ndarray"]:
         for path in paths:
             try:
-                picture = load_image(path, max_pixels)
+                picture = load_image(path, limit)
                 if detector.tile and min(picture.shape[:2]) < detector.tile:
-                    raise InputError(f"{_shown(path)}: smaller than one tile of {detector.tile} pixels.")
+                    smaller = f"smaller than one tile of {detector.tile} pixels"
+                    raise InputError(f"{display_name(path)}: {smaller}.")
             except InputError as error:
                 if strict:
                     raise
@@ -391,16 +363,14 @@ def _learn(
     with _progress("adapting", len(paths)) as advance:
         learn(readable(advance))
     for index, reason in detector.suspects_ if learn == detector.fit else ():
-        err.print(f"Unlike the others, is it normal? {_shown(used[index])}: {reason}")
+        err.print(f"Unlike the others, is it normal? {display_name(used[index])}: {reason}")
     return len(paths) - len(used)
 
 
 @contextmanager
 def _progress(task: str, total: int) -> Iterator[Callable[..., object]]:
-    """A progress bar on standard error, if that is a terminal; gives the function that advances it.
-
-    By one, or to the number that is given.
-    """
+    """A progress bar on standard error, if that is a terminal; gives the function that advances it. By one,
+    or to the number that is given."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     hidden = not err.is_terminal
     with Progress(*columns, TimeElapsedColumn(), console=err, transient=True, disable=hidden) as bar:
@@ -410,16 +380,3 @@ def _progress(task: str, total: int) -> Iterator[Callable[..., object]]:
             bar.advance(number) if to is None else bar.update(number, completed=to)
 
         yield advance
-
-
-def _print_results(folder: "ResultFolder", threshold: str) -> None:
-    table = Table("image", "score", "verdict", "regions", title="Most anomalous pictures")
-    for row in sorted(folder.rows, key=lambda row: -row["score"])[:10]:
-        verdict = "anomalous" if row["anomalous"] else "normal"
-        table.add_row(row["image"], f"{row['score']:.4g}", verdict, str(len(row["regions"])))
-    out.print(table)
-    bad, lost = sum(row["anomalous"] for row in folder.rows), len(folder.unreadable)
-    counts = f"{len(folder.rows)} pictures scored, {bad} anomalous, {lost} unreadable."
-    out.print(f"{counts} {threshold}\nReport: {_shown(folder.folder / 'report.html')}", soft_wrap=True)
-    for _, reason in folder.unreadable:
-        err.print(f"Unreadable: {reason}")

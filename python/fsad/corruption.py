@@ -1,7 +1,5 @@
 """What turns a normal picture into an abnormal one: the starting points of "learning from inpainting"."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -29,20 +27,16 @@ def corrupt(images: Tensor, kinds: Sequence[str], generator: torch.Generator) ->
     return corrupted
 
 
-def _noise_patch(image: Tensor, generator: torch.Generator) -> None:
-    """Independent uniform noise in a patch (section 3.3)."""
-    patch = _patch(image, generator)
-    patch.copy_(torch.rand(patch.shape, generator=generator))
+def _noise(image: Tensor, generator: torch.Generator) -> None:
+    image.copy_(torch.rand(image.shape, generator=generator))
 
 
 def _cut_paste(image: Tensor, generator: torch.Generator) -> None:
     """A patch moved elsewhere, its brightness changed a little (CutPaste, arXiv 2104.04015)."""
     patch = _patch(image, generator)
-    height, width = patch.shape[1:]
-    top = _below(image.shape[1] - height + 1, generator)
-    left = _below(image.shape[2] - width + 1, generator)
+    source = _somewhere(image, patch.shape[1], patch.shape[2], generator)
     gain = 0.8 + 0.4 * torch.rand((), generator=generator)
-    patch.copy_((gain * image[:, top : top + height, left : left + width]).clamp(0, 1))
+    patch.copy_((gain * source).clamp(0, 1))
 
 
 def _defect(image: Tensor, generator: torch.Generator) -> None:
@@ -51,16 +45,15 @@ def _defect(image: Tensor, generator: torch.Generator) -> None:
     image.copy_(torch.from_numpy(spoil(image.permute(1, 2, 0).numpy(), rng)).permute(2, 0, 1))
 
 
-def _noise_start(image: Tensor, generator: torch.Generator) -> None:
-    """Nothing but noise, where sampling usually starts: what section 3.3 does better than."""
-    image.copy_(torch.rand(image.shape, generator=generator))
-
-
 def _patch(image: Tensor, generator: torch.Generator) -> Tensor:
     """A view of a random rectangle of the image (C, H, W)."""
     shortest, longest = SIDES
     shares = shortest + (longest - shortest) * torch.rand(2, generator=generator)
     height, width = (max(1, int(s * n)) for s, n in zip(shares.tolist(), image.shape[1:], strict=True))
+    return _somewhere(image, height, width, generator)
+
+
+def _somewhere(image: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
     top = _below(image.shape[1] - height + 1, generator)
     left = _below(image.shape[2] - width + 1, generator)
     return image[:, top : top + height, left : left + width]
@@ -71,8 +64,10 @@ def _below(count: int, generator: torch.Generator) -> int:
 
 
 CORRUPTIONS: dict[str, Callable[[Tensor, torch.Generator], None]] = {
-    "noise": _noise_patch,
+    # Independent uniform noise in a patch (section 3.3).
+    "noise": lambda image, generator: _noise(_patch(image, generator), generator),
     "cut-paste": _cut_paste,
     "defect": _defect,
-    "noise-start": _noise_start,
+    # Nothing but noise, where sampling usually starts: what section 3.3 does better than.
+    "noise-start": _noise,
 }

@@ -67,7 +67,7 @@ def read_mask(source: ImageLike | None, size: int | tuple[int, int]) -> np.ndarr
     """
     if source is None:
         return np.zeros((size, size) if isinstance(size, int) else size, dtype=bool)
-    return resize(_marked(source), size)[:, :, 0] > 0.5
+    return resize(_marked(source), size) > 0.5
 
 
 def read_picture(source: Any) -> np.ndarray:
@@ -83,8 +83,7 @@ def fingerprint(source: Any) -> bytes:
     if isinstance(source, np.ndarray):
         content = f"{source.dtype} {source.shape}".encode() + source.tobytes()
     elif isinstance(source, Path):
-        stat = source.stat()
-        content = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()
+        content = f"{source.resolve()} {source.stat().st_size} {source.stat().st_mtime_ns}".encode()
     else:
         content = repr(source).encode()
     return hashlib.sha256(about.encode() + content).digest()
@@ -139,11 +138,10 @@ def _checked(root: Path, dataset: Dataset) -> Path:
     near = (*root.absolute().parents[:2], *(root / name for name in found))
     right = next((path for path in near if _fits(path, dataset)), None)
     shown = ", ".join(map(display_name, found[:6])) + (" …" if len(found) > 6 else "")
-    raise InputError(
-        f"{display_name(root)} is not laid out as {dataset.title}: expected {dataset.layout}, hence "
-        f"{display_name(root / dataset.marks[0])}; found {shown or 'nothing'}"
-        + (f". Give {display_name(right)} instead" if right else "")
-    )
+    wrong = f"{display_name(root)} is not laid out as {dataset.title}: expected {dataset.layout}"
+    advice = f". Give {display_name(right)} instead" if right else ""
+    mark = display_name(root / dataset.marks[0])
+    raise InputError(f"{wrong}, hence {mark}; found {shown or 'nothing'}{advice}")
 
 
 def _fits(root: Path, dataset: Dataset) -> bool:
@@ -151,16 +149,15 @@ def _fits(root: Path, dataset: Dataset) -> bool:
 
 
 def _marked(source: ImageLike) -> np.ndarray:
-    """float32 (H, W, 1), 1 where a mask is not 0, whichever values it has.
-
-    JPEG makes small values of the zeros near an edge: there, half of the maximum tells where the edge was.
-    """
-    values = load_image(source).max(axis=2, keepdims=True)
+    """float32 (H, W), 1 where a mask is not 0, whichever values it has. JPEG makes small values of the zeros
+    near an edge: there, half of the maximum tells where the edge was."""
+    values = load_image(source).max(axis=2)
     is_jpeg = isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in (".jpg", ".jpeg")
     return (values > (values.max() / 2 if is_jpeg else 0)).astype(np.float32)
 
 
-def _folders(folder: Path) -> list[Path]:
+def folders(folder: Path) -> list[Path]:
+    """In a folder but for hidden ones, by name; InputError where there is no such folder."""
     return [path for path in entries(folder) if path.is_dir()]
 
 
@@ -179,13 +176,13 @@ def _pairs(pictures: list[Path], masks: list[Path], *endings: str) -> Iterator[t
 
 def _tree(root: Path, need_masks: bool = True) -> list[Category]:
     """MVTec AD's layout and its like; folders with neither train nor test are no categories."""
-    found = [path for path in _folders(root) if (path / "train").is_dir() or (path / "test").is_dir()]
+    found = [path for path in folders(root) if (path / "train").is_dir() or (path / "test").is_dir()]
     return [Category(path.name, _tree_normal(path / "train"), _tree_test(path, need_masks)) for path in found]
 
 
 def _tree_normal(train: Path) -> list[ImageLike]:
     """The pictures in train/good, or in train where that has no folders."""
-    kinds = _folders(train)
+    kinds = folders(train)
     good = [kind for kind in kinds if kind.name.lower() in GOOD]
     if kinds and not good:
         raise InputError(f"{display_name(train)} has no folder {' or '.join(GOOD)} of normal pictures")
@@ -195,7 +192,7 @@ def _tree_normal(train: Path) -> list[ImageLike]:
 def _tree_test(category: Path, need_masks: bool) -> list[Picture]:
     """The pictures in test/<kind>, with masks if these are needed or there is a ground_truth."""
     test: list[Picture] = []
-    truth, kinds = category / "ground_truth", _folders(category / "test")
+    truth, kinds = category / "ground_truth", folders(category / "test")
     for kind in kinds:
         pictures, anomalous = list_images(kind), kind.name.lower() not in GOOD
         if anomalous and (need_masks or truth.is_dir()):
@@ -227,20 +224,17 @@ def _visa(root: Path) -> list[Category]:
         category = categories.setdefault(name, Category(name, [], []))
         if kind == "train normal":
             category.normal.append(image)
-        elif kind == "test normal":
-            category.test.append(Picture(image, False, None))
         else:
-            category.test.append(Picture(image, True, mask))
+            anomalous = kind == "test anomaly"
+            category.test.append(Picture(image, anomalous, mask if anomalous else None))
     return sorted(categories.values(), key=lambda category: category.name)
 
 
 def _kolektor(root: Path) -> list[Category]:
-    """The normal pictures of items with odd numbers are to adapt to, all others to test on.
-
-    There is no split of its own; pictures of an item are alike, and so stay together, but for the defects.
-    """
+    """The normal pictures of items with odd numbers are to adapt to, all others to test on. There is no split
+    of its own; pictures of an item are alike, and so stay together, but for the defects."""
     category = Category("kolektor", [], [])
-    for item in (path for path in _folders(root) if re.fullmatch(r"(?i)kos\d+", path.name)):
+    for item in (path for path in folders(root) if re.fullmatch(r"(?i)kos\d+", path.name)):
         files = list_images(item)
         labels = [path for path in files if path.stem.lower().endswith("_label")]
         for path, label in _pairs([path for path in files if path not in labels], labels, "_label"):
@@ -253,10 +247,8 @@ def _kolektor(root: Path) -> list[Category]:
 
 
 def _elpv(_: None) -> list[Category]:
-    """Mono- and polycrystalline cells that are defective with a probability of 0 or 1.
-
-    Blocks of 60 neighbouring numbers stay together, since neighbours are alike: every third is for testing.
-    """
+    """Mono- and polycrystalline cells that are defective with a probability of 0 or 1. Blocks of 60
+    neighbouring numbers stay together, since neighbours are alike: every third is for testing."""
     package = find_spec("elpv_dataset")
     if package is None or package.origin is None:
         raise FsadError("elpv is not installed; `pip install elpv-dataset` or `pip install 'fsad[demo]'`")
@@ -290,33 +282,19 @@ def _ucsd(number: int) -> tuple[str, tuple[str], Callable[[Path], list[VideoCate
 
 
 # The fields of `Dataset` from `layout` on.
-TREE = (
-    "<category>/train/good/*.png, test/{good,<defect>}/*.png, ground_truth/<defect>/<name>_mask.png",
-    ("*/train/good",),
-    _tree,
-)
+LIKE_MVTEC = "<category>/train/good/*.png, test/{good,<defect>}/*.png, ground_truth/<defect>/<name>_mask.png"
+TREE = LIKE_MVTEC, ("*/train/good",), _tree
 VISA = "split_csv/1cls.csv, or MVTec AD's layout", ("split_csv/1cls.csv", "*/train/good"), _visa
 BTAD = "{01,02,03}/{train/ok,test/{ok,ko},ground_truth/ko}/*", ("*/train/ok", "*/train/good"), _tree
 KOLEKTOR = "kosNN/PartM.jpg, kosNN/PartM_label.bmp; only odd NN to adapt to", ("kos*/*_label.*",), _kolektor
 ELPV = "package elpv-dataset; labels 0 and 1, every third block of 60 to test on", (), _elpv
-FOLDERS = (
-    "<category>/train/*.png or train/good/*.png, test/{good,<defect>}/*.png, and maybe ground_truth",
-    ("*/train",),
-    partial(_tree, need_masks=False),
-)
+LOOSE = "<category>/train/*.png or train/good/*.png, test/{good,<defect>}/*.png, and maybe ground_truth"
+FOLDERS = LOOSE, ("*/train",), partial(_tree, need_masks=False)
 MADE_UP = "no files; a product of each family, 20 to adapt to, 20 + 20 to test on", (), _procedural
-AVENUE = (
-    "{training,testing}_videos/01.avi, ground_truth_demo/testing_label_mask/1_label.mat",
-    ("training_videos",),
-    avenue,
-    True,
-)
-SHANGHAITECH = (
-    "training/videos/01_001.avi, testing/frames/01_0014/000.jpg, testing/test_frame_mask/01_0014.npy",
-    ("testing/frames",),
-    shanghaitech,
-    True,
-)
+CLIPS = "{training,testing}_videos/01.avi, ground_truth_demo/testing_label_mask/1_label.mat"
+AVENUE = CLIPS, ("training_videos",), avenue, True
+SCENES = "training/videos/01_001.avi, testing/frames/01_0014/000.jpg, testing/test_frame_mask/01_0014.npy"
+SHANGHAITECH = SCENES, ("testing/frames",), shanghaitech, True
 BY_NC_SA, ON_ITS_PAGE = "CC BY-NC-SA 4.0", "see its page"
 
 _ALL = (

@@ -22,7 +22,7 @@ from .detector import FewShotDetector
 from .evaluate import Protocol, drawn, run_evaluation
 from .evaluation_tables import spread
 from .images import display_name
-from .results import ResultFolder
+from .report import ResultFolder
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
 

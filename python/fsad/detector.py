@@ -1,14 +1,12 @@
 """Few-shot anomaly detection on pictures, in the manners of scikit-learn's outlier detectors."""
 
-from __future__ import annotations
-
 import copy
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,27 +14,17 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from torch import Tensor, nn
 
 from fsad import calibration, frames
-from fsad.backbones import Backbone, load_backbone, saved_backbone
+from fsad.backbones import Backbone, load_backbone, saved_backbone, usable_device
 from fsad.calibration import Support, Threshold
 from fsad.energy import MAP_KINDS, AdaptiveEnergyModel, augmented
 from fsad.errors import DivergedError, InputError, ModelFileError, NotAdaptedError
-from fsad.frames import Picture, Unreadable
+from fsad.frames import Picture, PictureResult
 from fsad.images import load_image
 from fsad.model_file import read_model, write_model
-from fsad.sparse_coding import DEFAULT_SETTINGS, SparseCodingLayer
+from fsad.sparse_coding import SparseCodingLayer
 
 
-class PictureResult(NamedTuple):
-    """What there is to say about one picture; of an unreadable one only ``error``."""
-
-    source: Any  # what it was given as
-    score: float | None = None
-    anomalous: bool | None = None
-    anomaly_map: np.ndarray | None = None  # float32 (H, W), see ``FewShotDetector.anomaly_maps``
-    size: tuple[int, int] | None = None  # (height, width) of the picture as it was given
-    error: str | None = None
-
-
+@dataclass(eq=False, repr=False)
 class FewShotDetector(OutlierMixin, BaseEstimator):
     """Tells anomalous pictures after a look at a few normal ones; nothing is trained.
 
@@ -58,45 +46,29 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for a GPU if there is one.
         seed: draws the groups of pictures held out together, where there are more than 20.
         max_pixels: files of larger pictures are refused before decoding; None for Pillow's limit.
-
     """
 
-    threshold_: Threshold  # its value, and how far to trust it
-    suspects_: list[tuple[int, str]]  # index, reason: pictures given to fit, unlike the others
-    n_support_: int  # how many normal pictures the dictionary was made of
-    model_: AdaptiveEnergyModel
-    roi_: np.ndarray | None  # bool (H, W)
+    backbone: str | nn.Module = "efficientnet_lite0"
+    _: KW_ONLY
+    input_size: int = 256
+    sparse_coding: SparseCodingLayer | None = None
+    map_kind: str = "energy"
+    false_alarm: float = 0.1
+    augment: bool = False
+    roi: Any = None
+    tile: int | None = None
+    batch_size: int = 8
+    device: str = "cpu"
+    seed: int = 0
+    max_pixels: int | None = None
 
-    def __init__(
-        self,
-        backbone: str | nn.Module = "efficientnet_lite0",
-        *,
-        input_size: int = 256,
-        sparse_coding: SparseCodingLayer | None = None,
-        map_kind: str = "energy",
-        false_alarm: float = 0.1,
-        augment: bool = False,
-        roi: Any = None,
-        tile: int | None = None,
-        batch_size: int = 8,
-        device: str = "cpu",
-        seed: int = 0,
-        max_pixels: int | None = None,
-    ) -> None:
-        self.backbone = backbone
-        self.input_size = input_size
-        self.sparse_coding = sparse_coding
-        self.map_kind = map_kind
-        self.false_alarm = false_alarm
-        self.augment = augment
-        self.roi = roi
-        self.tile = tile
-        self.batch_size = batch_size
-        self.device = device
-        self.seed = seed
-        self.max_pixels = max_pixels
+    threshold_: Threshold = field(init=False)  # its value, and how far to trust it
+    suspects_: list[tuple[int, str]] = field(init=False)  # index, reason: given to fit, unlike the others
+    n_support_: int = field(init=False)  # how many normal pictures the dictionary was made of
+    model_: AdaptiveEnergyModel = field(init=False)
+    roi_: np.ndarray | None = field(init=False)  # bool (H, W)
 
-    def fit(self, normal: Any, y: None = None) -> FewShotDetector:
+    def fit(self, normal: Any, y: None = None) -> "FewShotDetector":
         """Make the dictionary from normal pictures, and a threshold from their held-out scores."""
         self.__dict__.pop("threshold_", None)  # not fitted until all of this has succeeded
         self._build(load_backbone(copy.deepcopy(self.backbone)))
@@ -108,7 +80,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         self.suspects_ = calibration.suspects(scores)
         return self
 
-    def update(self, normal: Any, *, representative: bool = False) -> FewShotDetector:
+    def update(self, normal: Any, *, representative: bool = False) -> "FewShotDetector":
         """Add normal pictures, such as a good part wrongly rejected, to the dictionary.
 
         A hand-picked picture says nothing about how often normal ones score high, so the threshold
@@ -127,7 +99,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
 
     def set_threshold(
         self, value: float | None = None, *, false_alarm: float | None = None, bad: Any = None
-    ) -> FewShotDetector:
+    ) -> "FewShotDetector":
         """Move the threshold without adapting again, by exactly one of these.
 
         Args:
@@ -146,14 +118,12 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         elif false_alarm is not None:
             self.threshold_ = calibration.normal_threshold(scores, false_alarm)
         else:
-            bad_scores = self.anomaly_scores(bad).tolist()
-            self.threshold_ = calibration.known_bad_threshold(scores, bad_scores)
+            self.threshold_ = calibration.known_bad_threshold(scores, self.anomaly_scores(bad))
         return self
 
     def anomaly_scores(self, images: Any) -> np.ndarray:
         """(B,) float64, higher is worse: the mean of the top 1 % of a smoothed energy map."""
-        results = self._results(images, "raise", None)
-        return np.array([result.score for result in results], dtype=np.float64)
+        return np.array([result.score for result in self._results(images, "raise", None)], np.float64)
 
     def score_samples(self, images: Any) -> np.ndarray:
         """(B,) float64 in scikit-learn's sign, lower is worse: ``-anomaly_scores``."""
@@ -200,7 +170,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
             "parameters": parameters,
             "sparse_coding": layer.config(),
             "backbone": {"name": backbone.name, "weights_hash": backbone.weights_hash},
-            "threshold": dataclasses.asdict(self.threshold_),
+            "threshold": asdict(self.threshold_),
             "suspects": self.suspects_,
             "n_support": self.n_support_,
         }
@@ -209,51 +179,42 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
     @classmethod
     def load(
         cls, path: str | Path, backbone: str | nn.Module | None = None, device: str = "cpu"
-    ) -> FewShotDetector:
+    ) -> "FewShotDetector":
         """Read what ``save`` wrote; scores and decisions are those of the saved detector.
 
         A module of your own is not in the file: pass it again as ``backbone``. Raises
         ModelFileError for a damaged or foreign file, and for a backbone with other weights.
         """
-        tensors, saved = read_model(path)
-        if saved.get("kind") != "FewShotDetector":
-            raise ModelFileError(f"{path} holds {saved.get('kind')}, not a FewShotDetector")
+        tensors, saved = read_model(path, "FewShotDetector")
+        usable_device(device)  # raises in its own words
         try:
-            return cls._rebuilt(path, tensors, saved, backbone, device)
+            detector = cls(
+                saved["backbone"]["name"] if backbone is None else backbone,
+                sparse_coding=SparseCodingLayer(**saved["sparse_coding"]),
+                roi=tensors["roi"].numpy() if "roi" in tensors else None,
+                device=device,
+                **saved["parameters"],
+            )
+            detector._build(saved_backbone(path, saved["backbone"], backbone))
+            layer = detector.model_.sparse_coding
+            if not all(tensors[name].isfinite().all() for name in ("patches", "moment")):
+                raise InputError("its dictionary holds NaN or infinity")
+            layer.load_compact({name: tensor.to(detector._device) for name, tensor in tensors.items()})
+            if layer.support.shape[1] != layer.moment.shape[0]:
+                raise InputError("its atoms do not fit its second moment")
+            threshold = Threshold(**saved["threshold"] | {"scores": tuple(saved["threshold"]["scores"])})
+            str(threshold)  # knows only the kinds there are
+            if not math.isfinite(threshold.value):
+                raise InputError(f"its threshold is {threshold.value}")
+            detector.threshold_, detector.n_support_ = threshold, saved["n_support"]
+            detector.suspects_ = [tuple(suspect) for suspect in saved["suspects"]]
+            return detector
         except ModelFileError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise ModelFileError(
-                f"{path} describes a detector that this fsad cannot rebuild ({error}); was it made by "
-                "another version? Adapt again, or install that version"
-            ) from error
-
-    @classmethod
-    def _rebuilt(
-        cls, path: str | Path, tensors: dict[str, Tensor], saved: dict[str, Any], backbone: Any, device: str
-    ) -> FewShotDetector:
-        detector = cls(
-            saved["backbone"]["name"] if backbone is None else backbone,
-            sparse_coding=SparseCodingLayer(**saved["sparse_coding"]),
-            roi=tensors["roi"].numpy() if "roi" in tensors else None,
-            device=device,
-            **saved["parameters"],
-        )
-        detector._build(saved_backbone(path, saved["backbone"], backbone))
-        layer = detector.model_.sparse_coding
-        if not all(tensors[name].isfinite().all() for name in ("patches", "moment")):
-            raise InputError("its dictionary holds NaN or infinity")
-        layer.load_compact({name: tensor.to(detector._device) for name, tensor in tensors.items()})
-        if layer.support.shape[1] != layer.moment.shape[0]:
-            raise InputError("its atoms do not fit its second moment")
-        saved["threshold"]["scores"] = tuple(saved["threshold"]["scores"])
-        detector.threshold_ = Threshold(**saved["threshold"])
-        str(detector.threshold_)  # knows only the kinds there are
-        if not math.isfinite(detector.threshold_.value):
-            raise InputError(f"its threshold is {detector.threshold_.value}")
-        detector.suspects_ = [tuple(suspect) for suspect in saved["suspects"]]
-        detector.n_support_ = saved["n_support"]
-        return detector
+            wrong = f"{path} describes a detector that this fsad cannot rebuild ({error})"
+            advice = "was it made by another version? Adapt again, or install that version"
+            raise ModelFileError(f"{wrong}; {advice}") from error
 
     def _build(self, backbone: Backbone) -> None:
         """Check the parameters; make the model, not adapted yet, and read the mask."""
@@ -267,11 +228,9 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         for name, good in checks.items():
             if not good:
                 raise InputError(f"FewShotDetector cannot use {name}={getattr(self, name)!r}")
-        settings = backbone.sparse_coding or DEFAULT_SETTINGS
-        layer = self.sparse_coding or SparseCodingLayer(**settings)
+        layer = self.sparse_coding or backbone.layer()
         model = AdaptiveEnergyModel(backbone, SparseCodingLayer(**layer.config()))
-        available = "cuda" if torch.cuda.is_available() else "cpu"
-        self._device = available if self.device == "auto" else self.device
+        self._device = usable_device(self.device)
         self.model_ = model.eval().requires_grad_(False).to(self._device)
         self.roi_ = None if self.roi is None else load_image(self.roi).max(axis=2) > 0
 
@@ -285,13 +244,12 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         if not hasattr(self, "threshold_"):
             raise NotAdaptedError("this FewShotDetector knows no normal pictures yet: call fit(normal)")
 
-    def _pictures(self, images: Any, on_error: str = "raise") -> Iterator[Picture | Unreadable]:
-        how = (self.input_size, self.tile, self.roi_, self.max_pixels)
-        return frames.read_each(images, on_error, *how)
+    def _how(self) -> tuple[Any, ...]:
+        return self.input_size, self.tile, self.roi_, self.max_pixels
 
     def _encode(self, normal: Any) -> list[Support]:
         support = []
-        for picture in self._pictures(normal):
+        for picture in frames.read_each(normal, "raise", *self._how()):
             assert isinstance(picture, Picture)  # none is skipped
             tiles = augmented(picture.tiles) if self.augment else picture.tiles
             features = self._features([tiles])
@@ -315,16 +273,15 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
     def _results(self, images: Any, on_error: str, map_kind: str | None) -> Iterator[PictureResult]:
         """As ``iter_results``; without maps if ``map_kind`` is None."""
         self._check_fitted()
-        pictures = self._pictures(images, on_error)
+        pictures = frames.read_each(images, on_error, *self._how())
         # A tiled picture is large and fills batches by itself.
         while batch := list(islice(pictures, 1 if self.tile else self.batch_size)):
             tiles = [picture.tiles for picture in batch if isinstance(picture, Picture)]
             features = iter(self._features(tiles).split([len(t) for t in tiles]) if tiles else ())
             for picture in batch:
                 if isinstance(picture, Picture):
-                    yield self._result(picture, next(features), map_kind)
-                else:
-                    yield PictureResult(picture.source, error=picture.error)
+                    picture = self._result(picture, next(features), map_kind)
+                yield picture
 
     def _result(self, picture: Picture, features: Tensor, map_kind: str | None) -> PictureResult:
         shown, score = picture.frame.pool(self.model_.sparse_coding(features).energy)
@@ -332,6 +289,5 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
             tiles = picture.tiles.to(self._device).split(self.batch_size)
             gradients = [self.model_.anomaly_map(part, kind="gradient") for part in tiles]
             shown = picture.frame.assemble(torch.cat(gradients))
-        anomalous = score > self.threshold_.value
         anomaly_map = None if map_kind is None else shown.cpu().numpy()
-        return PictureResult(picture.source, score, anomalous, anomaly_map, picture.size)
+        return PictureResult(picture.source, score, score > self.threshold_.value, anomaly_map, picture.size)

@@ -1,14 +1,87 @@
-"""The dictionary that a layer keeps: made from normal feature maps, extended, saved and moved."""
+"""From the feature maps of normal images to the dictionary that a layer codes over, and keeps.
 
-from __future__ import annotations
+Atoms are the l×l patches of maps, named by their flat position in K·h·w; nothing here forms them, except
+for the few that a thinned dictionary keeps: those of a greedy coreset (farthest-point selection).
+"""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from fsad import atoms, coreset, functional, whitening
-from fsad.errors import InputError
+from fsad import functional, patches, whitening
+from fsad.errors import DivergedError, InputError
+
+PROJECTED_WIDTH = 32
+STABLE_STEPS = "use step='whiten' (default) or 'lipschitz'"
+
+
+class Dictionary(NamedTuple):
+    """A dictionary ready for coding, of T independent tasks."""
+
+    atoms: Tensor  # maps whose patches are the atoms, (T, K, c, h, w)
+    kept: Tensor | None  # the patches that are atoms, int64 (T, k); None for all
+    step: Tensor  # η, (T,)
+    whitener: Tensor | None  # L⁻¹, (T, c, c); None if not whitened
+
+
+def thin(
+    maps: Tensor, candidates: Tensor | None, max_atoms: int, receptive_field: int, padding: int | None = None
+) -> Tensor:
+    """At most ``max_atoms`` of the candidate patches of maps (K, c, h, w), by greedy coreset: (k,).
+
+    Their distances are those of a fixed random projection to 32 numbers. It is a convolution, so patches are
+    never formed, and it depends on no random state. ``padding`` is receptive_field // 2 by default.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (PROJECTED_WIDTH, maps.shape[1], receptive_field, receptive_field)
+    kernel = torch.randn(shape, generator=generator).to(maps)
+    projected = F.conv2d(maps.detach(), kernel, padding=receptive_field // 2 if padding is None else padding)
+    points = projected.permute(0, 2, 3, 1).reshape(-1, PROJECTED_WIDTH)
+    if candidates is None:
+        return _farthest_points(points, max_atoms)
+    return candidates[_farthest_points(points[candidates], max_atoms)]
+
+
+def _farthest_points(points: Tensor, count: int) -> Tensor:
+    """Indices of ``count`` of the points (n, width), each farthest from those before, sorted: (count,).
+    Starts with the point farthest from the mean. All points if there are no more than ``count``."""
+    if len(points) <= count:
+        return torch.arange(len(points), device=points.device)
+    half_square = points.square().sum(1) / 2
+    chosen = torch.empty(count, dtype=torch.int64, device=points.device)
+    farthest = (points - points.mean(0)).square().sum(1).argmax()
+    # Half squared distances, ‖x‖²/2 − ⟨x, y⟩ + ‖y‖²/2: one matrix-vector product an atom.
+    distance = torch.full_like(half_square, torch.inf)
+    for i in range(count):
+        chosen[i] = farthest
+        offset = half_square + half_square[farthest]
+        torch.minimum(distance, torch.addmv(offset, points, points[farthest], alpha=-1), out=distance)
+        distance[farthest] = -torch.inf  # never twice, also among duplicates
+        farthest = distance.argmax()
+    return chosen.sort().values
+
+
+def cut_patches(maps: Tensor, index: Tensor, receptive_field: int) -> Tensor:
+    """The patches of maps (K, c, h, w) at ``index`` (k,), each as a map of its own: (k, c, l, l)."""
+    rows = patches.patch_rows(maps.movedim(1, -1)[None], index[None], receptive_field)
+    stacked = torch.stack([row[0] for row in rows], dim=-1)
+    return stacked.unflatten(-1, (receptive_field, receptive_field)).contiguous()
+
+
+def positions(mask: Tensor | None, maps: Tensor) -> Tensor | None:
+    """Flat positions where ``mask``, (h, w) or (K, h, w), is true; None without a mask."""
+    if mask is None:
+        return None
+    count, _, height, width = maps.shape
+    if mask.dtype != torch.bool or mask.shape not in ((height, width), (count, height, width)):
+        shapes = f"{(height, width)} or {(count, height, width)}"
+        raise InputError(f"mask must be bool {shapes}, got {mask.dtype} {tuple(mask.shape)}")
+    index = mask.to(maps.device).expand(count, height, width).flatten().nonzero()[:, 0]
+    if len(index) == 0:
+        raise InputError("the mask leaves no position for the dictionary; it must be true somewhere")
+    return index
 
 
 class StoredDictionary(nn.Module):
@@ -19,19 +92,11 @@ class StoredDictionary(nn.Module):
     """
 
     def __init__(
-        self,
-        receptive_field: int,
-        step: str | float,
-        ridge: float,
-        normalize: bool,
-        max_atoms: int | None,
+        self, receptive_field: int, step: str | float, ridge: float, normalize: bool, max_atoms: int | None
     ) -> None:
         super().__init__()
-        self.receptive_field = receptive_field
-        self.step = step
-        self.ridge = ridge
-        self.normalize = normalize
-        self.max_atoms = max_atoms
+        self.receptive_field, self.step, self.ridge = receptive_field, step, ridge
+        self.normalize, self.max_atoms = normalize, max_atoms
         self.register_buffer("support", torch.empty(0))  # maps (K, c, h, w); empty: not adapted
         self.register_buffer("atom_index", torch.empty(0, dtype=torch.int64))  # (k,); empty for all
         self.register_buffer("moment", torch.empty(0))  # second moment of all vectors seen (c, c)
@@ -48,36 +113,32 @@ class StoredDictionary(nn.Module):
     @property
     def num_atoms(self) -> int:
         """k, the atoms of the stored dictionary; 0 if there is none."""
-        if len(self.atom_index) or not self.is_adapted:
-            return len(self.atom_index)
-        return self.support[:, 0].numel()
+        return len(self.atom_index) or (self.support[:, 0].numel() if self.is_adapted else 0)
 
-    def adapt(self, support: Tensor, mask: Tensor | None = None) -> StoredDictionary:
+    def adapt(self, support: Tensor, mask: Tensor | None = None) -> "StoredDictionary":
         """Make the dictionary from the feature maps of normal images, replacing any former one.
 
         Args:
             support: (K, c, h, w).
             mask: bool (h, w) or (K, h, w), the positions that may become atoms; all by default.
 
-        Returns:
-            The layer itself.
+        Returns the layer itself.
 
         Raises:
             InputError: support of a wrong shape, empty or not finite.
             DivergedError: ``step`` is a number too large for this dictionary.
         """
         maps = self._support_maps(support)
-        candidates = atoms.positions(mask, maps)
+        candidates = positions(mask, maps)
         rows = _rows(maps, candidates)
         moment = rows.mT @ rows / len(rows)
-        available = len(rows)
-        if self.max_atoms is not None and available > self.max_atoms:
-            kept = atoms.thin(maps, candidates, self.max_atoms, self.receptive_field)
-            maps = atoms.cut_patches(maps, kept, self.receptive_field)
+        if self.max_atoms is not None and len(rows) > self.max_atoms:
+            kept = thin(maps, candidates, self.max_atoms, self.receptive_field)
+            maps = cut_patches(maps, kept, self.receptive_field)
             candidates = self._centers(maps)
-        return self._store(maps, candidates, moment, available)
+        return self._store(maps, candidates, moment, len(rows))
 
-    def extend(self, support: Tensor, mask: Tensor | None = None) -> StoredDictionary:
+    def extend(self, support: Tensor, mask: Tensor | None = None) -> "StoredDictionary":
         """Add the feature maps of more normal images to the dictionary; arguments as in ``adapt``.
 
         The second moment behind the whitening becomes exactly that of all images together; with
@@ -87,68 +148,83 @@ class StoredDictionary(nn.Module):
             return self.adapt(support, mask)
         maps = self._support_maps(support)
         if maps.shape[1] != self.support.shape[1]:
-            raise InputError(
-                f"the dictionary has {self.support.shape[1]} channels, the new support "
-                f"{maps.shape[1]}; both must come from the same backbone"
-            )
-        new = atoms.positions(mask, maps)
+            got = f"the dictionary has {self.support.shape[1]} channels, the new support {maps.shape[1]}"
+            raise InputError(f"{got}; both must come from the same backbone")
+        new = positions(mask, maps)
         rows = _rows(maps, new)
         total = int(self.count) + len(rows)
         moment = (self.moment * int(self.count) + rows.mT @ rows) / total
-        if new is None:
-            new = torch.arange(len(rows), device=maps.device)
-        new_patches = atoms.cut_patches(maps, new, self.receptive_field)
-        maps = torch.cat([self._patches(), new_patches])
-        if self.max_atoms is not None and len(maps) > self.max_atoms:
-            points = coreset.project(maps, self.receptive_field, padding=0)
-            maps = maps[coreset.farthest_points(points, self.max_atoms)]
+        new = torch.arange(len(rows), device=maps.device) if new is None else new
+        maps = torch.cat([self._patches(), cut_patches(maps, new, self.receptive_field)])
+        if self.max_atoms is not None:
+            maps = maps[thin(maps, None, self.max_atoms, self.receptive_field, padding=0)]
         return self._store(maps, self._centers(maps), moment, total)
 
     def compact(self, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
         """The fewest numbers that rebuild the adapted layer: each atom as an l×l patch, in ``dtype``."""
-        return {
-            "patches": self._patches().to(dtype),
-            "moment": self.moment.clone(),
-            "count": self.count.clone(),
-        }
+        stored = self._patches().to(dtype)
+        return {"patches": stored, "moment": self.moment.clone(), "count": self.count.clone()}
 
-    def load_compact(self, tensors: dict[str, Tensor]) -> StoredDictionary:
+    def load_compact(self, tensors: dict[str, Tensor]) -> "StoredDictionary":
         """Rebuild the dictionary that ``compact`` described."""
         maps = tensors["patches"].to(tensors["moment"])
         return self._store(maps, self._centers(maps), tensors["moment"], int(tensors["count"]))
 
     def _support_maps(self, support: Tensor) -> Tensor:
-        support = full_precision("support", support, 4).detach()
+        maps = self._normalized(full_precision("support", support, 4).detach())
+        if not maps.isfinite().all():
+            raise InputError("support features contain NaN or infinity; check the backbone's output")
+        return maps
+
+    def _normalized(self, support: Tensor) -> Tensor:
         if support.numel() == 0:
             raise InputError(f"support is empty: {tuple(support.shape)}; give at least one normal image")
-        if not support.isfinite().all():
-            raise InputError("support features contain NaN or infinity; check the backbone's output")
-        return whitening.unit_length(support, 1) if self.normalize else support
+        return whitening.unit_length(support, -3) if self.normalize else support
 
     def _patches(self) -> Tensor:
         """The stored atoms as maps of their own, (k, c, l, l)."""
-        index = self.atom_index
-        if not len(index):
-            index = torch.arange(self.num_atoms, device=self.support.device)
-        return atoms.cut_patches(self.support, index, self.receptive_field)
+        everywhere = torch.arange(self.num_atoms, device=self.support.device)
+        index = self.atom_index if len(self.atom_index) else everywhere
+        return cut_patches(self.support, index, self.receptive_field)
 
     def _centers(self, maps: Tensor) -> Tensor | None:
         """Where the atoms of maps that are one patch each lie; None if that is everywhere."""
-        if self.receptive_field == 1:
-            return None
-        return atoms.centers(len(maps), self.receptive_field, maps.device)
+        area = self.receptive_field**2
+        return None if area == 1 else torch.arange(len(maps), device=maps.device) * area + area // 2
 
-    def _store(self, maps: Tensor, index: Tensor | None, moment: Tensor, count: int) -> StoredDictionary:
-        stored_index = None if index is None else index[None]
-        ready = atoms.prepare(
-            maps[None], stored_index, moment[None], self.step, self.ridge, self.receptive_field
-        )
+    def _ready(self, maps: Tensor, index: Tensor | None, moment: Tensor) -> Dictionary:
+        """Whitened, scaled, and with η as ``step`` says (see ``SparseCodingLayer``).
+
+        Args:
+            maps: (T, K, c, h, w) in feature units.
+            index: (T, k) or None for all patches.
+            moment: (T, c, c), second moment of the support's vectors; read for ``step="whiten"`` only.
+        """
+        if isinstance(self.step, float | int):
+            return Dictionary(maps, index, maps.new_full((len(maps),), self.step), None)
+        if self.step == "whiten":
+            whitener = whitening.whitening_matrix(moment, self.ridge)
+            maps = whitening.apply(whitener, maps)
+            maps = maps / self._norm(maps, index)[:, None, None, None, None]
+            return Dictionary(maps, index, maps.new_ones(len(maps)), whitener)
+        return Dictionary(maps, index, self._norm(maps, index).square().reciprocal(), None)
+
+    def _norm(self, maps: Tensor, index: Tensor | None) -> Tensor:
+        norm = patches.spectral_norm(maps.movedim(2, -1), index, self.receptive_field)
+        # A dictionary of zeros reconstructs nothing at any step.
+        return torch.where(norm > 0, norm, torch.ones_like(norm))
+
+    def _store(self, maps: Tensor, index: Tensor | None, moment: Tensor, count: int) -> "StoredDictionary":
+        kept = None if index is None else index[None]
+        ready = self._ready(maps[None], kept, moment[None])
         if not isinstance(self.step, str):
-            atoms.check_step(ready, self.receptive_field)
+            growth = float(self.step * self._norm(maps[None], kept).square())
+            if growth >= 2:
+                wrong = f"step={self.step:g} diverges: step·‖D‖₂² = {growth:.4g} must be below 2"
+                raise DivergedError(f"{wrong} for this dictionary; {STABLE_STEPS}")
         self.support = maps.contiguous()
         self.atom_index = maps.new_empty(0, dtype=torch.int64) if index is None else index
-        self.moment = moment
-        self.count = torch.tensor(count, device=maps.device)
+        self.moment, self.count = moment, torch.tensor(count, device=maps.device)
         self.atoms = functional.channels_last(ready.atoms).movedim(-1, 2)
         self.gain = ready.step
         self.whitener = maps.new_empty(0) if ready.whitener is None else ready.whitener[0]

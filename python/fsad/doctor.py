@@ -30,16 +30,10 @@ def run_doctor(out: Console, as_json: bool) -> bool:
         out.print_json(json.dumps(facts))
         return facts["ok"]
     native = dict(facts["native"])
-    speed = {
-        f"speed, {isa}": f"{duration:.1f} ms (FSAD_CPU_ISA={isa} uses it)"
-        for isa, duration in native.pop("milliseconds", {}).items()
-    }
-    used = {f"used on {device}": why for device, why in native.pop("used", {}).items()}
-    sections = {
-        "Versions": facts["versions"],
-        "Native library": native.pop("compiled", {}) | native | used | speed,
-    }
-    for title, rows in sections.items():
+    times, used, compiled = (native.pop(name, {}) for name in ("milliseconds", "used", "compiled"))
+    native = compiled | native | {f"used on {device}": why for device, why in used.items()}
+    native |= {f"speed, {isa}": f"{ms:.1f} ms (FSAD_CPU_ISA={isa} uses it)" for isa, ms in times.items()}
+    for title, rows in {"Versions": facts["versions"], "Native library": native}.items():
         table = Table(title=title, title_justify="left", show_header=False)
         for name, value in rows.items():
             table.add_row(name, ", ".join(value) if isinstance(value, list) else str(value or "no"))
@@ -60,46 +54,49 @@ def run_doctor(out: Console, as_json: bool) -> bool:
 
 def examine() -> dict[str, Any]:
     """Everything as a JSON-able dictionary: versions, native, checks, left_out, ok, problem."""
-    facts: dict[str, Any] = {
-        "versions": _versions(),
-        "native": {},
-        "checks": [],
-        "left_out": [],
-        "ok": False,
+    versions = {
+        "fsad": __version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
     }
+    for package in (*PACKAGES, *OPTIONAL):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed" + (" (optional)" if package in OPTIONAL else "")
+    facts: dict[str, Any] = {"versions": versions, "native": {}, "checks": [], "left_out": [], "ok": False}
     try:
         import fsad_ext
     except ImportError as error:
         return facts | {"problem": str(error)}
     devices = [d for d in fsad_ext.DEVICES if d == "cpu" or torch.cuda.is_available()]
-    facts["native"] = {
-        "library": str(fsad_ext.LIBRARY),
-        "compiled": fsad_ext.build_info(),
-        "used": _usage(fsad_ext.DEVICES),
-    }
-    built = facts["native"]["compiled"]["version"]
-    if built != __version__:
-        return facts | {"problem": f"the native library is of fsad {built}, not {__version__}: install again"}
+    isa = torch.ops.fsad.cpu_isa()
+    reason = "as FSAD_CPU_ISA says" if "FSAD_CPU_ISA" in os.environ else "what is usual on this processor"
+    used = {"cpu": f"native, {isa} ({reason})", "cuda": "not used: torch finds no usable GPU"}
+    if torch.cuda.is_available() and "cuda" in fsad_ext.DEVICES:
+        used["cuda"] = f"native, on {torch.cuda.get_device_name()}"
+    elif torch.cuda.is_available():
+        used["cuda"] = "plain PyTorch reference: the library was built without nvcc"
+    compiled = fsad_ext.build_info()
+    facts["native"] = {"library": str(fsad_ext.LIBRARY), "compiled": compiled, "used": used}
+    if compiled["version"] != __version__:
+        problem = f"the native library is of fsad {compiled['version']}, not {__version__}: install again"
+        return facts | {"problem": problem}
     facts["checks"], facts["left_out"] = kernel_check.check_kernels(devices)
-    facts["native"]["milliseconds"] = {torch.ops.fsad.cpu_isa(): kernel_check.cpu_milliseconds()}
-    others = set(facts["native"]["compiled"]["cpu"]) - {torch.ops.fsad.cpu_isa()}
-    problems = [problem for isa in sorted(others) if (problem := _check_other(isa, facts))]
-    if wrong := [c["kernel"] for c in facts["checks"] if not c["ok"]]:
-        problems.append(f"the kernels for {', '.join(wrong)} disagree with the reference")
+    facts["native"]["milliseconds"] = {isa: kernel_check.cpu_milliseconds()}
+    others = sorted(set(compiled["cpu"]) - {isa})
+    problems = [wrong for other in others if (wrong := _check_other(other, facts))]
+    if bad := [c["kernel"] for c in facts["checks"] if not c["ok"]]:
+        problems.append(f"the kernels for {', '.join(bad)} disagree with the reference")
     return facts | {"ok": not problems, "problem": "; ".join(problems) or None}
 
 
 def _check_other(isa: str, facts: dict[str, Any]) -> str | None:
     """Add what the CPU kernels of another instruction set do, in a process of their own; what went wrong."""
-    code = (
-        "import json; from fsad import kernel_check as k; "
-        "print(json.dumps([k.check_kernels(['cpu'])[0], k.cpu_milliseconds()]))"
-    )
+    code = "import json; from fsad import kernel_check as k; "
+    code += "print(json.dumps([k.check_kernels(['cpu'])[0], k.cpu_milliseconds()]))"
     run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "FSAD_CPU_ISA": isa},
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", code], env={**os.environ, "FSAD_CPU_ISA": isa}, capture_output=True, text=True
     )
     if run.returncode == 0:
         checks, facts["native"]["milliseconds"][isa] = json.loads(run.stdout)
@@ -110,31 +107,3 @@ def _check_other(isa: str, facts: dict[str, Any]) -> str | None:
         last_words = run.stderr.strip().rpartition("\n")[2]
         return f"the check of the kernels for {isa} ended with {run.returncode}: {last_words}"
     return None
-
-
-def _versions() -> dict[str, str]:
-    found = {
-        "fsad": __version__,
-        "python": f"{platform.python_version()} on {platform.platform()}",
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
-    }
-    for package in (*PACKAGES, *OPTIONAL):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed" + (" (optional)" if package in OPTIONAL else "")
-    return found
-
-
-def _usage(compiled: tuple[str, ...]) -> dict[str, str]:
-    """Which kernels are used on each device, and why."""
-    isa = torch.ops.fsad.cpu_isa()
-    reason = "as FSAD_CPU_ISA says" if "FSAD_CPU_ISA" in os.environ else "what is usual on this processor"
-    used = {"cpu": f"native, {isa} ({reason})"}
-    if not torch.cuda.is_available():
-        used["cuda"] = "not used: torch finds no usable GPU"
-    elif "cuda" in compiled:
-        used["cuda"] = f"native, on {torch.cuda.get_device_name()}"
-    else:
-        used["cuda"] = "plain PyTorch reference: the library was built without nvcc"
-    return used

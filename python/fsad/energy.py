@@ -1,7 +1,5 @@
 """The adaptive energy model (section 3.1, eq. 8): a backbone and a sparse coding layer."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,20 +26,18 @@ class AdaptiveEnergyModel(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Ψ(images): (B, 3, H, W) -> (B, c, h, w).
 
-        Raises:
-            InputError: images are not (B, 3, H, W) floats, or the backbone gives no (B, c, h, w) map.
+        Raises InputError: images are not (B, 3, H, W) floats, or the backbone gives no (B, c, h, w) map.
         """
         if images.dim() != 4 or not images.is_floating_point():
-            raise InputError(
-                f"images must be floating (B, 3, H, W) in [0, 1], got {images.dtype} {tuple(images.shape)}"
-            )
+            given = f"{images.dtype} {tuple(images.shape)}"
+            raise InputError(f"images must be floating (B, 3, H, W) in [0, 1], got {given}")
         features = self.backbone(images)
         if not isinstance(features, Tensor) or features.dim() != 4 or len(features) != len(images):
             got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise InputError(f"the backbone must give one feature map (B, c, h, w); got {got}")
         return features
 
-    def adapt(self, images: Tensor, augment: bool = False) -> AdaptiveEnergyModel:
+    def adapt(self, images: Tensor, augment: bool = False) -> "AdaptiveEnergyModel":
         """Make the dictionary from normal images (K, 3, H, W): one forward pass, no training.
 
         Args:
@@ -52,7 +48,7 @@ class AdaptiveEnergyModel(nn.Module):
             self.sparse_coding.adapt(self.features(augmented(images) if augment else images))
         return self
 
-    def extend(self, images: Tensor, augment: bool = False) -> AdaptiveEnergyModel:
+    def extend(self, images: Tensor, augment: bool = False) -> "AdaptiveEnergyModel":
         """Add more normal images to the dictionary; arguments as in ``adapt``."""
         with torch.no_grad():
             self.sparse_coding.extend(self.features(augmented(images) if augment else images))

@@ -1,9 +1,9 @@
 """Episodes: few-shot tasks drawn from many categories of normal pictures (section 3.2, Algorithm 1)."""
 
-from __future__ import annotations
-
+import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fsad.corruption import corrupt
-from fsad.datasets import DATASETS, load, read_picture
+from fsad.datasets import DATASETS, folders, load, read_picture
 from fsad.errors import InputError
 from fsad.images import display_name, list_images, resize
 from fsad.procedural import ProceduralTask
@@ -51,13 +51,13 @@ class PictureCategory:
 
 
 class ProceduralCategory:
-    """A product of ``fsad.procedural``: as many normal pictures as one likes."""
+    """A product of ``fsad.procedural``, of which there could be any number of normal pictures."""
 
-    def __init__(self, seed: int, pictures: int = 1000) -> None:
-        self.name, self._seed, self._pictures = f"procedural-{seed}", seed, pictures
+    def __init__(self, seed: int) -> None:
+        self.name, self._seed = f"procedural-{seed}", seed
 
     def __len__(self) -> int:
-        return self._pictures
+        return 1000
 
     def picture(self, number: int, size: int) -> np.ndarray:
         return ProceduralTask(self._seed, size).normal(number).image
@@ -71,24 +71,13 @@ def categories_of(root: str | os.PathLike) -> list[PictureCategory]:
     """
     name = str(root).partition("=")[0].partition(":")[0]
     if name in DATASETS and not Path(root).is_dir():
-        found = load(str(root))
-        is_video = DATASETS[name].video
-        steps = [-(-len(each.normal) // FRAMES) if is_video else 1 for each in found]
-        return [PictureCategory(c.name, c.normal[::step]) for c, step in zip(found, steps, strict=True)]
-    root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"the data folder {display_name(root)} does not exist, or is not a folder")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not folders:
-        raise InputError(
-            f"{display_name(root)} holds no categories; expected one folder of normal pictures for each, or "
-            "MVTec AD's layout, <category>/train/good"
-        )
-    good = [path / "train" / "good" for path in folders]
-    return [
-        PictureCategory(p.name, list_images(g if g.is_dir() else p))
-        for p, g in zip(folders, good, strict=True)
-    ]
+        found, most = load(str(root)), FRAMES if DATASETS[name].video else math.inf
+        return [PictureCategory(c.name, c.normal[:: math.ceil(len(c.normal) / most) or 1]) for c in found]
+    good = {path: path / "train" / "good" for path in folders(Path(root))}
+    if not good:
+        expected = "one folder of normal pictures for each, or MVTec AD's layout, <category>/train/good"
+        raise InputError(f"{display_name(root)} holds no categories; expected {expected}")
+    return [PictureCategory(p.name, list_images(g if g.is_dir() else p)) for p, g in good.items()]
 
 
 class Episode(NamedTuple):
@@ -100,67 +89,47 @@ class Episode(NamedTuple):
     number: int
 
 
+@dataclass(eq=False)
 class Episodes(Dataset[Episode]):
     """An endless list of episodes; number i depends on ``seed`` and i alone.
 
     Hence workers, processes and a resumed training need share nothing but a number.
 
-    Args:
-        categories: normal pictures, at least ``shots + queries`` in each.
-        shots: K, the support's pictures.
-        queries: M, other pictures of the same category.
-        size: pictures are resized to this square.
-        corruptions: see ``fsad.corruption``; each query gets one of them.
-        augment: flip and turn by 90°, one transform an episode.
-
-    Raises:
-        InputError: no category, or one with too few pictures.
+    Raises InputError: no category, or one with too few pictures.
     """
 
-    def __init__(
-        self,
-        categories: Sequence[Category],
-        *,
-        shots: int = 10,
-        queries: int = 4,
-        size: int = 64,
-        corruptions: Sequence[str] = ("noise",),
-        augment: bool = True,
-        seed: int = 0,
-    ) -> None:
-        if not categories:
+    categories: Sequence[Category]  # at least ``shots + queries`` normal pictures in each
+    _: KW_ONLY
+    shots: int = 10  # K, the support's pictures
+    queries: int = 4  # M, other pictures of the same category
+    size: int = 64  # pictures are resized to this square
+    corruptions: Sequence[str] = ("noise",)  # see ``fsad.corruption``; each query gets one of them
+    augment: bool = True  # flip and turn by 90°, one transform an episode
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.categories:
             raise InputError("got no categories to draw episodes from")
-        if min(shots, queries) < 1 or size < 16:
-            raise InputError(
-                "expected shots and queries of 1 or more and a size of 16 or more; "
-                f"got {shots}, {queries} and {size}"
-            )
-        short = [f"{c.name} ({len(c)})" for c in categories if len(c) < shots + queries]
+        if min(self.shots, self.queries) < 1 or self.size < 16:
+            expected = "expected shots and queries of 1 or more and a size of 16 or more"
+            raise InputError(f"{expected}; got {self.shots}, {self.queries} and {self.size}")
+        short = [f"{c.name} ({len(c)})" for c in self.categories if len(c) < self.shots + self.queries]
         if short:
+            shown = ", ".join(short[:5]) + (" …" if len(short) > 5 else "")
             raise InputError(
-                f"an episode takes {shots} + {queries} different pictures of a category; too few are in "
-                f"{', '.join(short[:5])}{' …' if len(short) > 5 else ''}: add pictures, leave these out, or "
-                "ask for fewer shots or queries"
+                f"an episode takes {self.shots} + {self.queries} different pictures of a category; too few "
+                f"are in {shown}: add pictures, leave these out, or ask for fewer shots or queries"
             )
-        corrupt(torch.empty(0, 3, 1, 1), corruptions, torch.Generator())  # knows the names
-        self.categories, self.shots, self.queries = list(categories), shots, queries
-        self.size, self.corruptions, self.augment, self.seed = size, tuple(corruptions), augment, seed
+        corrupt(torch.empty(0, 3, 1, 1), self.corruptions, torch.Generator())  # knows the names
 
     def describe(self) -> dict[str, Any]:
         """All that episodes depend on but the pictures themselves, as JSON can hold it."""
-        return {
-            "categories": {category.name: len(category) for category in self.categories},
-            "shots": self.shots,
-            "queries": self.queries,
-            "size": self.size,
-            "corruptions": list(self.corruptions),
-            "augment": self.augment,
-            "seed": self.seed,
-        }
+        settings = {each.name: getattr(self, each.name) for each in fields(self)}
+        return settings | {"categories": {category.name: len(category) for category in self.categories}}
 
     def __getitem__(self, number: int) -> Episode:
         rng = np.random.default_rng([self.seed, number])
-        category = self.categories[rng.integers(len(self.categories))]
+        category = self.categories[int(rng.integers(len(self.categories)))]
         drawn = rng.choice(len(category), self.shots + self.queries, replace=False)
         stack = np.stack([category.picture(int(i), self.size) for i in drawn])
         pictures = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255

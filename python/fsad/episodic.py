@@ -1,13 +1,11 @@
 """What one episode costs: the loss of Algorithm 1 (eqs. 10 to 12), as a module to differentiate once more."""
 
-from __future__ import annotations
-
 import math
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fsad.energy import AdaptiveEnergyModel
 from fsad.errors import InputError
@@ -73,26 +71,16 @@ class EpisodeLoss(nn.Module):
         loss = sum(self.weights[name] * part for name, part in parts.items())
         with torch.no_grad():
             damaged = energy(corrupted)
-        seen: dict[str, Any] = {
-            "reconstruction": error,
-            "start": (corrupted - query).square().mean(),
-            "contrast": contrast,
-            "normal": normal.mean(),
-            "sampled": sampled.mean(),
-            "corrupted": damaged.mean(),
-            "sample": sample,
-        }
-        return {"loss": loss, **{name: value.detach() for name, value in seen.items()}}
+        seen = {"reconstruction": error, "start": F.mse_loss(corrupted, query), "contrast": contrast}
+        seen |= {"normal": normal.mean(), "sampled": sampled.mean(), "corrupted": damaged.mean()}
+        return {"loss": loss, "sample": sample, **{name: value.detach() for name, value in seen.items()}}
 
     @torch.no_grad()
     def scores(self, support: Tensor, images: Tensor) -> Tensor:
         """Energies by a dictionary of the support: (K, 3, H, W) and (B, 3, H, W) -> (B,)."""
         return self._energy_over(support)(images)
 
-    def _energy_over(self, support: Tensor) -> partial[Tensor]:
-        dictionary = self.model.sparse_coding.dictionary(self.model.features(support)[None])
-        return partial(self._energy, dictionary)
-
-    def _energy(self, dictionary: Any, images: Tensor) -> Tensor:
-        features = self.model.features(images)[None]
-        return self.model.sparse_coding(features, dictionary).energy[0].mean((1, 2))
+    def _energy_over(self, support: Tensor) -> Callable[[Tensor], Tensor]:
+        layer, features = self.model.sparse_coding, self.model.features
+        dictionary = layer.dictionary(features(support)[None])
+        return lambda images: layer(features(images)[None], dictionary).energy[0].mean((1, 2))

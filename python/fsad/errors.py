@@ -4,6 +4,8 @@ Every message says what was got, what was expected and what to do; the command l
 line. Each class is also the built-in (or scikit-learn-like) exception that callers would look for.
 """
 
+import os
+
 
 class FsadError(Exception):
     """Base of all errors that a user of fsad can mend."""
@@ -23,3 +25,9 @@ class DivergedError(FsadError, RuntimeError):
 
 class ModelFileError(FsadError, ValueError):
     """A model file that is damaged, foreign, or made by a newer fsad."""
+
+
+def display_name(path: str | os.PathLike) -> str:
+    """The name for people: bytes that are not UTF-8 and control characters as \\x.. escapes."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

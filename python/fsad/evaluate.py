@@ -5,14 +5,11 @@ alike. The result of one method on one draw is a file of its own: an interrupted
 is missing.
 """
 
-from __future__ import annotations
-
 import hashlib
-import io
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain, product
 from pathlib import Path
@@ -21,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fsad.backbones import Backbone, load_backbone
@@ -29,6 +25,7 @@ from fsad.baselines import METHODS
 from fsad.datasets import Category, fingerprint, read_mask, read_picture
 from fsad.energy import augmented
 from fsad.errors import InputError
+from fsad.figures import write_png
 from fsad.frames import score_maps
 from fsad.images import resize
 from fsad.metrics import PixelMetrics, frame_auc, image_metrics
@@ -43,28 +40,18 @@ EXAMPLES, EXAMPLE_SIZE = 6, 128  # maps to look at, and their side; of the first
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is compared.
+    """What is compared; raises InputError where it cannot be."""
 
-    Args:
-        methods: names of ``fsad.baselines.METHODS``.
-        backbones: names that ``load_backbone`` knows; "{category}" in one becomes the category's.
-        maml: the weights of MAML-AE, which then is compared too.
-        shots: numbers K of normal pictures.
-        draws: of K normal pictures each; those of a smaller K are the first of a larger.
-        size: pictures are resized to this square.
-        augment: flipped and turned, the normal pictures are normal too, as in the paper.
-        loaded: backbones at hand, by name, in place of what ``load_backbone`` finds.
-    """
-
-    methods: Sequence[str] = DEFAULT_METHODS
+    methods: Sequence[str] = DEFAULT_METHODS  # names of ``fsad.baselines.METHODS``
+    # Names that ``load_backbone`` knows; "{category}" in one becomes the category's.
     backbones: Sequence[str] = ("efficientnet_lite0",)
-    maml: str | None = None
-    shots: Sequence[int] = (10,)
-    draws: int = 5
-    size: int = 256
-    augment: bool = False
+    maml: str | None = None  # the weights of MAML-AE, which then is compared too
+    shots: Sequence[int] = (10,)  # numbers K of normal pictures
+    draws: int = 5  # of K normal pictures each; those of a smaller K are the first of a larger
+    size: int = 256  # pictures are resized to this square
+    augment: bool = False  # flipped and turned, the normal pictures are normal too, as in the paper
     device: str = "cpu"
-    loaded: Mapping[str, Backbone] = field(default_factory=dict)
+    loaded: Mapping[str, Backbone] = field(default_factory=dict)  # in place of what ``load_backbone`` finds
 
     def __post_init__(self) -> None:
         known = [name for name in METHODS if name != "maml-ae"]  # which has weights of its own
@@ -101,37 +88,39 @@ class Run:
         return f"{self.category}-{self.method}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
+Progress = Callable[[Run], object]
+
+
 def run_evaluation(
-    categories: Sequence[Category],
-    protocol: Protocol,
-    folder: Path,
-    progress: Callable[[Run], object] = lambda run: None,
+    categories: Sequence[Category], protocol: Protocol, folder: Path, progress: Progress = lambda run: None
 ) -> list[dict[str, Any]]:
     """Every run's metrics, from ``folder`` where it has them already; they stay there.
 
-    Raises:
-        InputError: a category has fewer normal pictures than shots, or the name of another.
+    Raises InputError: a category has fewer normal pictures than shots, or the name of another.
     """
     twice = [name for name, count in Counter(c.name for c in categories).items() if count > 1]
     if twice:
-        raise InputError(
-            f"several categories are named {', '.join(twice)}; rename a folder, or evaluate them apart"
-        )
+        names = ", ".join(twice)
+        raise InputError(f"several categories are named {names}; rename a folder, or evaluate them apart")
     short = [f"{c.name} ({len(c.normal)})" for c in categories if len(c.normal) < max(protocol.shots)]
     if short:
         raise InputError(f"{max(protocol.shots)} shots are more than there are in {', '.join(short)}")
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     found = []
     for category in categories:
-        runs = list(_runs(category, protocol))
+        networks = {}
+        for name in {network for _, network, *_ in protocol.runs} - {NONE}:
+            network = protocol.loaded.get(name) or load_backbone(name.replace("{category}", category.name))
+            networks[name] = network.eval().requires_grad_(False)
+        runs = _runs(category, protocol, {name: network.weights_hash for name, network in networks.items()})
         paths = {run: folder / "runs" / f"{run.file}.json" for run in runs}
         if missing := [run for run in runs if not paths[run].exists()]:
             with tempfile.TemporaryDirectory() as scratch:
-                store = _Store(category, protocol, Path(scratch))
+                store = _Store(category, protocol, networks, Path(scratch))
                 for run in missing:
                     result, maps = _judge(run, category, store)
                     if run.draw == 0:
-                        replace_file(paths[run].with_suffix(".png"), maps)
+                        write_png(paths[run].with_suffix(".png"), maps)
                     stored = {**asdict(run), "file": run.file, **result}
                     replace_file(paths[run], json.dumps(stored).encode())
                     progress(run)
@@ -139,29 +128,17 @@ def run_evaluation(
     return found
 
 
-def _runs(category: Category, protocol: Protocol) -> Iterator[Run]:
-    pictures, weights = _digest(category), {NONE: ""}
-    for method, network, shots, draw in protocol.runs:
-        if network not in weights:
-            weights[network] = _load(network, category, protocol).weights_hash
-        known = f"{STORED} {pictures} {protocol.size} {protocol.augment} {weights[network]}"
-        inputs = hashlib.sha256(known.encode()).hexdigest()
-        yield Run(category.name, method, network, shots, draw, inputs)
-
-
-def _load(network: str, category: Category, protocol: Protocol) -> Backbone:
-    found = protocol.loaded.get(network) or load_backbone(network.replace("{category}", category.name))
-    return found.eval().requires_grad_(False)
-
-
-def _digest(category: Category) -> str:
-    """Of which pictures there are and what is known of them."""
+def _runs(category: Category, protocol: Protocol, weights: Mapping[str, str]) -> list[Run]:
     digest = hashlib.sha256(f"{len(category.normal)} {category.videos}".encode())
     for source in category.normal:
         digest.update(fingerprint(source))
     for picture in category.test:
         digest.update(fingerprint(picture.source) + fingerprint(picture.mask) + bytes([picture.anomalous]))
-    return digest.hexdigest()
+    seen = f"{STORED} {digest.hexdigest()} {protocol.size} {protocol.augment}"
+    return [
+        Run(category.name, *run, hashlib.sha256(f"{seen} {weights.get(run[1], '')}".encode()).hexdigest())
+        for run in protocol.runs
+    ]
 
 
 def drawn(category: Category, shots: int, draw: int) -> list[int]:
@@ -176,13 +153,13 @@ def examples(category: Category) -> list[int]:
 
 
 class _Store:
-    """What the methods see of a category, on disk: pictures, and features of each network.
+    """What the methods see of a category, on disk: pictures, and features of each network. First the normal
+    pictures that some draw takes, then, from ``tests`` on, all test pictures."""
 
-    First the normal pictures that some draw takes, then, from ``tests`` on, all test pictures.
-    """
-
-    def __init__(self, category: Category, protocol: Protocol, scratch: Path) -> None:
-        self.protocol, self._category, self._scratch = protocol, category, scratch
+    def __init__(
+        self, category: Category, protocol: Protocol, networks: Mapping[str, Backbone], scratch: Path
+    ) -> None:
+        self.protocol, self.networks, self._category, self._scratch = protocol, networks, category, scratch
         draws = (drawn(category, max(protocol.shots), draw) for draw in range(protocol.draws))
         self._normal = sorted(set(chain.from_iterable(draws)))
         self._forms = 8 if protocol.augment else 1
@@ -197,7 +174,6 @@ class _Store:
         # A picture, by network; NONE: to read it.
         self.seconds = {NONE: (perf_counter() - start) / (len(self._normal) + len(category.test))}
         self._features: dict[str, np.ndarray] = {}
-        self._networks: dict[str, Backbone] = {}
 
     def inputs(self, run: Run) -> tuple[Tensor, np.ndarray]:
         """What a method adapts to, on the device, and what it scores."""
@@ -207,27 +183,21 @@ class _Store:
         if sees == "all pictures":
             return torch.cat([self._read(source) for source in category.normal]), test
         places = [self._normal.index(i) * self._forms for i in drawn(category, run.shots, run.draw)]
-        return torch.from_numpy(
-            values[[place + form for place in places for form in range(self._forms)]]
-        ), test
+        rows = [place + form for place in places for form in range(self._forms)]
+        return torch.from_numpy(values[rows]), test
 
     def _read(self, source: Any) -> Tensor:
         picture = resize(read_picture(source), self.protocol.size)
         return torch.from_numpy(picture).permute(2, 0, 1)[None]
 
-    def network(self, name: str) -> Backbone:
-        if name not in self._networks:
-            self._networks[name] = _load(name, self._category, self.protocol).to(self.protocol.device)
-        return self._networks[name]
-
     def features(self, name: str) -> np.ndarray:
         """Of all pictures: (…, c, h, w)."""
         if name not in self._features:
-            start = perf_counter()
+            network, device, start = self.networks[name], self.protocol.device, perf_counter()
             parts = (self.pictures[i : i + BATCH] for i in range(0, len(self.pictures), BATCH))
             for i, part in enumerate(parts):
                 with torch.no_grad():
-                    values = self.network(name)(torch.from_numpy(part).to(self.protocol.device)).cpu().numpy()
+                    values = network.to(device)(torch.from_numpy(part).to(device)).cpu().numpy()
                 if i == 0:
                     shape = (len(self.pictures), *values.shape[1:])
                     self._features[name] = self._array(f"features{len(self._features)}", shape)
@@ -239,10 +209,11 @@ class _Store:
         return np.lib.format.open_memmap(self._scratch / f"{name}.npy", "w+", np.float32, shape)
 
 
-def _judge(run: Run, category: Category, store: _Store) -> tuple[dict[str, Any], bytes]:
-    """What a run's file holds, and a PNG of the maps of ``examples``, one below the other."""
+def _judge(run: Run, category: Category, store: _Store) -> tuple[dict[str, Any], np.ndarray]:
+    """What a run's file holds, and the pixels of the maps of ``examples``, one below the other."""
     size, device = store.protocol.size, store.protocol.device
-    method = METHODS[run.method].make(None if run.network == NONE else store.network(run.network))
+    network = None if run.network == NONE else store.networks[run.network].to(device)
+    method = METHODS[run.method].make(network)
     support, test = store.inputs(run)
     start = perf_counter()
     method.fit(support.to(device))
@@ -272,14 +243,11 @@ def _judge(run: Run, category: Category, store: _Store) -> tuple[dict[str, Any],
     if category.has_masks:
         found["metrics"] |= pixels.compute()
         found["PRO curve"] = pixels.pro_curve().tolist()
-    return found | {"scores": scores, "anomalous": anomalous.tolist()}, _png(kept)
+    return found | {"scores": scores, "anomalous": anomalous.tolist()}, _pixels(kept)
 
 
-def _png(maps: Sequence[np.ndarray]) -> bytes:
+def _pixels(maps: Sequence[np.ndarray]) -> np.ndarray:
     """Maps (h, w) as grey levels, from the smallest value of all to the largest."""
-    column = np.concatenate([resize(each[:, :, None], EXAMPLE_SIZE)[:, :, 0] for each in maps])
+    column = np.concatenate([resize(each, EXAMPLE_SIZE) for each in maps])
     low, high = column.min(), column.max()
-    grey = (255 * (column - low) / max(high - low, np.finfo(np.float32).tiny)).round().astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(grey).save(file, "PNG")
-    return file.getvalue()
+    return (255 * (column - low) / max(high - low, np.finfo(np.float32).tiny)).round().astype(np.uint8)

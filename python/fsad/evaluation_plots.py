@@ -3,12 +3,10 @@
 All comes from the stored runs: nothing is scored again.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,13 +15,9 @@ from sklearn.metrics import roc_curve
 from fsad.datasets import Category, read_mask, read_picture
 from fsad.evaluate import ALL, EXAMPLE_SIZE, examples
 from fsad.evaluation_tables import numbers_of_shots
-from fsad.figures import png
+from fsad.figures import new_figure, write_png
 from fsad.images import resize
 from fsad.metrics import MAX_FPR
-from fsad.model_file import replace_file
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 RATES = np.linspace(0, 1, 201)  # where ROC curves are averaged
 
@@ -39,25 +33,22 @@ def write_plots(categories: Sequence[Category], results: Sequence[dict[str, Any]
                 if result["shots"] in (shots, ALL):
                     rows[f"{result['method']}\n{result['network']}"].append(result)
             path = folder / "plots" / f"{category.name}-{shots}.png"
-            replace_file(path, png(_curves(rows)))
+            write_png(path, _curves(rows))
             maps = {name: Image.open(folder / "runs" / f"{r[0]['file']}.png") for name, r in rows.items()}
-            replace_file(path.with_stem(f"{path.stem}-maps"), png(_maps(category, maps)))
+            write_png(path.with_stem(f"{path.stem}-maps"), _maps(category, maps))
 
 
-def _curves(rows: dict[str, list[dict[str, Any]]]) -> Figure:
+def _curves(rows: dict[str, list[dict[str, Any]]]) -> Any:
     """ROC and PRO, means over draws; below, the first draw's scores of normal and anomalous pictures."""
-    from matplotlib.figure import Figure
-
     height = -(-(len(rows) + 2) // 4)
-    figure = Figure(figsize=(14, 3.5 * height), layout="constrained")
+    figure = new_figure(14, 3.5 * height)
     roc, pro, *places = figure.subplots(height, 4, squeeze=False).flat
     roc.set(title="ROC, pictures", xlabel="false-positive rate", ylabel="found")
     pro.set(title="PRO, pixels", xlabel="false-positive rate", ylabel="found of a component")
     for (name, runs), axes in zip(rows.items(), places, strict=False):
         rates = [roc_curve(run["anomalous"], run["scores"]) for run in runs]
-        roc.plot(
-            RATES, np.mean([np.interp(RATES, false, true) for false, true, _ in rates], 0), label=_short(name)
-        )
+        found = np.mean([np.interp(RATES, false, true) for false, true, _ in rates], 0)
+        roc.plot(RATES, found, label=_short(name))
         if "PRO curve" in runs[0]:
             curve = np.mean([run["PRO curve"] for run in runs], 0)
             pro.plot(np.linspace(0, MAX_FPR, len(curve)), curve)
@@ -77,16 +68,14 @@ def _short(name: str) -> str:
     return f"{method}\n{network.removesuffix('/{category}/network.safetensors')[-24:]}"
 
 
-def _maps(category: Category, maps: Mapping[str, Image.Image]) -> Figure:
+def _maps(category: Category, maps: Mapping[str, Image.Image]) -> Any:
     """Anomalous pictures, what is wrong with them, and each method's maps, row by row."""
-    from matplotlib.figure import Figure
-
     shown = [category.test[i] for i in examples(category)]
     rows = {"picture": [resize(read_picture(picture.source), EXAMPLE_SIZE) for picture in shown]}
     if category.has_masks:
         rows["truth"] = [read_mask(picture.mask, EXAMPLE_SIZE) for picture in shown]
     rows |= {name: np.split(np.asarray(image), len(shown)) for name, image in maps.items()}
-    figure = Figure(figsize=(1.6 * len(shown) + 0.3, 1.6 * len(rows)), layout="constrained")
+    figure = new_figure(1.6 * len(shown) + 0.3, 1.6 * len(rows))
     grid = figure.subplots(len(rows), len(shown), squeeze=False)
     for axes, (name, pictures) in zip(grid, rows.items(), strict=True):
         axes[0].set_ylabel(_short(name), fontsize=6)

@@ -1,19 +1,16 @@
 """What an evaluation found, as Markdown, CSV and JSON."""
 
-from __future__ import annotations
-
-import csv
-import io
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from fsad.evaluate import ALL
-from fsad.model_file import replace_file
+from fsad.model_file import replace_csv, replace_file
 
 MEAN = "mean"
 
@@ -24,14 +21,13 @@ def write_tables(results: Sequence[dict[str, Any]], folder: Path) -> str:
     One table a metric and number of shots: a row a method and network, a column a category, and the mean of
     the categories; mean ± standard deviation over draws.
     """
-    text = "\n\n".join(
-        f"### {metric}, {shots} shots\n\n{table(results, metric, shots)}"
-        for metric in _metrics(results)
-        for shots in numbers_of_shots(results)
-    )
+    each = product(_metrics(results), numbers_of_shots(results))
+    tables = [f"### {metric}, {shots} shots\n\n{table(results, metric, shots)}" for metric, shots in each]
+    text = "\n\n".join(tables)
     replace_file(folder / "results.md", f"{text}\n".encode())
     replace_file(folder / "results.json", json.dumps(list(results), indent=1).encode())
-    replace_file(folder / "results.csv", _csv(results).encode())
+    names = ["category", "method", "network", "shots", "draw", *_metrics(results)]
+    replace_csv(folder / "results.csv", names, (result | result["metrics"] for result in results))
     return text
 
 
@@ -48,14 +44,17 @@ def table(results: Sequence[dict[str, Any]], metric: str, shots: int) -> str:
             row = values[result["method"], result["network"]]
             row[result["category"]][result["draw"]] = result["metrics"][metric]
     categories = list(dict.fromkeys(result["category"] for result in results))
-    lines = [
-        f"| method | network | {' | '.join(categories)} | {MEAN} |",
-        "|---" * (len(categories) + 3) + "|",
-    ]
+    lines = [_line(["method", "network", *categories, MEAN]), "|---" * (len(categories) + 3) + "|"]
     for (method, network), row in values.items():
+        draws = sorted({draw for each in row.values() for draw in each})
+        means = [mean(each[draw] for each in row.values() if draw in each) for draw in draws]
         cells = [spread(list(row[name].values())) for name in categories]
-        lines.append(f"| {method} | {network} | {' | '.join(cells)} | {spread(_means(row))} |")
+        lines.append(_line([method, network, *cells, spread(means)]))
     return "\n".join([*lines, *_published(results, metric, shots)])
+
+
+def _line(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _published(results: Sequence[dict[str, Any]], metric: str, shots: int) -> Iterator[str]:
@@ -69,13 +68,7 @@ def _published(results: Sequence[dict[str, Any]], metric: str, shots: int) -> It
             average = round(mean(given), 3) if len(given) == len(columns) else known.get(overall, "-")
             cells = [*(known.get(column, "-") for column in columns), average]
             if name == metric and at in (shots, ALL) and set(cells) != {"-"}:
-                yield f"| {method}, published | {part['source']} | {' | '.join(map(str, cells))} |"
-
-
-def _means(row: dict[str, dict[int, float]]) -> list[float]:
-    """Of each draw over the categories."""
-    draws = sorted({draw for values in row.values() for draw in values})
-    return [mean(values[draw] for values in row.values() if draw in values) for draw in draws]
+                yield _line([f"{method}, published", part["source"], *cells])
 
 
 def _metrics(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -87,13 +80,3 @@ def spread(values: Sequence[float]) -> str:
     if not values:
         return "-"
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
-
-
-def _csv(results: Sequence[dict[str, Any]]) -> str:
-    names = ["category", "method", "network", "shots", "draw"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*names, *_metrics(results)], lineterminator="\n")
-    writer.writeheader()
-    for result in results:
-        writer.writerow({name: result[name] for name in names} | result["metrics"])
-    return text.getvalue()

@@ -4,8 +4,6 @@ Tiles, the region of interest and pooling are here. Every score of this project,
 baseline beside it, is pooled in the same way (``score_maps``).
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -36,17 +34,15 @@ class Frame:
     roi: Tensor | None = None  # bool (H, W); None where every pixel counts
 
     @classmethod
-    def of(cls, size: tuple[int, int], tile: int, roi: Tensor | None) -> Frame:
+    def of(cls, size: tuple[int, int], tile: int, roi: Tensor | None) -> "Frame":
         """Square tiles that overlap by a quarter or more and cover all that counts.
 
         Raises InputError for a picture smaller than one tile, or where nothing counts.
         """
         height, width = size
         if min(size) < tile:
-            raise InputError(
-                f"{width} x {height} pixels are less than one tile of {tile} x {tile}; choose "
-                "smaller tiles, or none (tile=None), which resizes the pictures"
-            )
+            advice = "choose smaller tiles, or none (tile=None), which resizes the pictures"
+            raise InputError(f"{width} x {height} pixels are less than one tile of {tile} x {tile}; {advice}")
         # Evenly spread from the first pixel to the last: no tile reaches over the border.
         rows, columns = (
             np.linspace(0, n - tile, math.ceil((n - tile) / (0.75 * tile)) + 1).round().astype(int)
@@ -124,13 +120,12 @@ def read(
 
     ``roi`` is bool (H, W) of any size. Raises InputError, which names the picture.
     """
-    pixels = load_image(source, max_pixels)
+    pixels, inside = load_image(source, max_pixels), None
     original = (pixels.shape[0], pixels.shape[1])
     pixels = resize(pixels, input_size) if tile is None else pixels
     size = (pixels.shape[0], pixels.shape[1])
-    inside = None
     if roi is not None:
-        inside = torch.from_numpy(resize(roi[..., None].astype(np.float32), size)[..., 0] >= 0.5)
+        inside = torch.from_numpy(resize(roi.astype(np.float32), size) >= 0.5)
     try:
         frame = Frame.of(size, tile or input_size, inside)
     except InputError as error:
@@ -139,14 +134,18 @@ def read(
     return Picture(source, frame, original, frame.cut(torch.from_numpy(pixels).permute(2, 0, 1)))
 
 
-class Unreadable(NamedTuple):
-    """A picture that could not be decoded or used, and why."""
+class PictureResult(NamedTuple):
+    """What there is to say about one picture; of an unreadable one only ``error``."""
 
-    source: Any
-    error: str
+    source: Any  # what it was given as
+    score: float | None = None
+    anomalous: bool | None = None
+    anomaly_map: np.ndarray | None = None  # float32 (H, W), see ``FewShotDetector.anomaly_maps``
+    size: tuple[int, int] | None = None  # (height, width) of the picture as it was given
+    error: str | None = None
 
 
-def read_each(images: Any, on_error: str, *how: Any) -> Iterator[Picture | Unreadable]:
+def read_each(images: Any, on_error: str, *how: Any) -> Iterator[Picture | PictureResult]:
     """``read(source, *how)`` for one picture after the other; ``on_error`` "raise" or "skip"."""
     if on_error not in ("raise", "skip"):
         raise InputError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
@@ -156,7 +155,7 @@ def read_each(images: Any, on_error: str, *how: Any) -> Iterator[Picture | Unrea
         except InputError as error:
             if on_error == "raise":
                 raise
-            yield Unreadable(source, str(error))
+            yield PictureResult(source, error=str(error))
 
 
 def sources(images: Any) -> Iterable[Any]:
@@ -169,16 +168,13 @@ def sources(images: Any) -> Iterable[Any]:
         return [images]
     if isinstance(images, Iterable):
         return images
-    raise InputError(
-        f"got {type(images).__name__} for pictures; expected paths, a folder, PIL images, arrays or tensors"
-    )
+    expected = "paths, a folder, PIL images, arrays or tensors"
+    raise InputError(f"got {type(images).__name__} for pictures; expected {expected}")
 
 
 def _smooth(pixels: Tensor, sigma: float, roi: Tensor | None) -> Tensor:
-    """Gaussian over the pixels (H, W) that count, 0 elsewhere.
-
-    A normalised convolution: neither the padding nor what does not count enters.
-    """
+    """Gaussian over the pixels (H, W) that count, 0 elsewhere. A normalised convolution: neither the padding
+    nor what does not count enters."""
     inside = torch.ones_like(pixels) if roi is None else roi.to(pixels)
     radius = math.ceil(3 * sigma)
     grid = torch.arange(-radius, radius + 1, dtype=pixels.dtype, device=pixels.device)

@@ -10,8 +10,6 @@ On a GPU, float32 products follow torch's own setting for matrix products
 unless TF32 is allowed there.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence
@@ -78,38 +76,18 @@ def istc(
         shrinkage: ``"sigshrink"``, ``"soft"`` or ``"none"``.
         backend: ``"native"`` (hand-written kernels), ``"reference"`` (plain PyTorch), ``"auto"``.
 
-    Returns:
-        The residual, shape ([T,] n, d), dtype of ``queries``.
+    Returns the residual, shape ([T,] n, d), dtype of ``queries``.
 
-    Raises:
-        InputError: for shapes, dtypes, devices or settings that do not fit.
+    Raises InputError: for shapes, dtypes, devices or settings that do not fit.
     """
     _check_floating("queries", queries, "atoms", atoms)
     if queries.dim() not in (2, 3) or atoms.dim() != queries.dim():
-        raise InputError(
-            "istc takes queries ([T,] n, d) and atoms ([T,] k, d), with T on both or on neither; "
-            f"got {tuple(queries.shape)} and {tuple(atoms.shape)}"
-        )
-    if queries.dim() == 2:
-        return istc(
-            queries[None],
-            atoms[None],
-            lambdas,
-            step=step,
-            tau=tau,
-            shrinkage=shrinkage,
-            backend=backend,
-        )[0]
-    residual = sparse_code(
-        queries.mT[:, None, :, None, :],  # one map of n×1 positions a task
-        atoms.mT[:, None, :, None, :],
-        lambdas,
-        step=step,
-        tau=tau,
-        shrinkage=shrinkage,
-        backend=backend,
-    )
-    return residual[:, 0, :, 0, :].mT
+        takes = "istc takes queries ([T,] n, d) and atoms ([T,] k, d), with T on both or on neither"
+        raise InputError(f"{takes}; got {tuple(queries.shape)} and {tuple(atoms.shape)}")
+    # One map of 1×n positions a task.
+    z, d = queries.mT[..., None, :, None, :], atoms.mT[..., None, :, None, :]
+    residual = sparse_code(z, d, lambdas, step=step, tau=tau, shrinkage=shrinkage, backend=backend)
+    return residual[..., 0, :, 0, :].mT
 
 
 def sparse_code(
@@ -142,56 +120,37 @@ def sparse_code(
         The residual patches, ([T,] B, c·l², h, w); entry ``channel·l² + offset`` of a patch as in
         ``torch.nn.functional.unfold``.
 
-    Raises:
-        InputError: for shapes, dtypes, devices or settings that do not fit.
+    Raises InputError: for shapes, dtypes, devices or settings that do not fit.
     """
     _check_floating("features", features, "support_features", support_features)
-    if features.dim() == 4 and support_features.dim() == 4:
-        return sparse_code(
-            features[None],
-            support_features[None],
-            lambdas,
-            receptive_field=receptive_field,
-            atom_index=None if atom_index is None else atom_index[None],
-            scale=None if scale is None else scale[None],
-            step=step,
-            tau=tau,
-            shrinkage=shrinkage,
-            backend=backend,
-        )[0]
+    is_single = features.dim() == 4 and support_features.dim() == 4
+    if is_single:
+        features, support_features = features[None], support_features[None]
+        atom_index = None if atom_index is None else atom_index[None]
+        scale = None if scale is None else scale[None]
     _check_maps(features, support_features, receptive_field, atom_index)
     lambdas, taus = check_schedule(lambdas, tau, shrinkage)
     tasks, images, channels, height, width = features.shape
     if scale is None:
         scale = features.new_ones(tasks, images * height * width)
-    elif scale.shape != (tasks, images * height * width):
-        raise InputError(
-            f"scale must hold one factor a query patch, {(tasks, images * height * width)}; "
-            f"got {tuple(scale.shape)}"
-        )
+    elif scale.shape != (expected := (tasks, images * height * width)):
+        raise InputError(f"scale must hold one factor a query patch, {expected}; got {tuple(scale.shape)}")
     step = _step_per_task(step, features)
-    if _use_native(backend, features):
-        _refuse_forward_mode(features, support_features, scale)
-        _assert_positions(atom_index, support_features)
-        residual, _ = torch.ops.fsad.istc(
-            channels_last(features),
-            scale.contiguous(),
-            channels_last(support_features),
-            None if atom_index is None else atom_index.contiguous(),
-            step,
-            lambdas,
-            taus,
-            SHRINKAGES.index(shrinkage),
-            receptive_field,
-            features.is_cuda and features.dtype == torch.float32 and _tf32_is_allowed(),
-        )
+    if _use_native(backend, support_features, atom_index, features, scale):
+        queries, atoms = channels_last(features), channels_last(support_features)
+        index = None if atom_index is None else atom_index.contiguous()
+        allow_tf32 = features.is_cuda and features.dtype == torch.float32 and _tf32_is_allowed()
+        settings = lambdas, taus, SHRINKAGES.index(shrinkage), receptive_field, allow_tf32
+        residual, _ = torch.ops.fsad.istc(queries, scale.contiguous(), atoms, index, step, *settings)
         # The kernels keep a patch as l² vectors of c channels; unfold's order is channel by channel.
         residual = residual.view(tasks, images, height, width, receptive_field**2, channels)
-        return residual.permute(0, 1, 5, 4, 2, 3).flatten(2, 3)
-    queries = reference.im2col(features, receptive_field) * scale[..., None]
-    atoms = dictionary_rows(support_features, atom_index, receptive_field)
-    residual = reference.istc(queries, atoms, step, lambdas, taus, shrinkage)
-    return residual.mT.reshape(tasks, queries.shape[-1], images, height, width).transpose(1, 2)
+        residual = residual.permute(0, 1, 5, 4, 2, 3).flatten(2, 3)
+    else:
+        queries = reference.im2col(features, receptive_field) * scale[..., None]
+        atoms = dictionary_rows(support_features, atom_index, receptive_field)
+        residual = reference.istc(queries, atoms, step, lambdas, taus, shrinkage)
+        residual = residual.mT.reshape(tasks, queries.shape[-1], images, height, width).transpose(1, 2)
+    return residual[0] if is_single else residual
 
 
 def peak_correlation(
@@ -210,9 +169,7 @@ def peak_correlation(
     _check_floating("features", features, "support_features", support_features)
     _check_maps(features, support_features, receptive_field, atom_index)
     queries, atoms = channels_last(features), channels_last(support_features)
-    if _use_native(backend, features):
-        _refuse_forward_mode(features, support_features)
-        _assert_positions(atom_index, support_features)
+    if _use_native(backend, support_features, atom_index, features):
         index = None if atom_index is None else atom_index.contiguous()
         peak = torch.ops.fsad.peak_atom(queries, atoms, index, receptive_field)
     else:
@@ -237,60 +194,42 @@ def channels_last(maps: Tensor) -> Tensor:
     return maps.movedim(2, -1).contiguous()
 
 
-def _use_native(backend: str, features: Tensor) -> bool:
+def _use_native(backend: str, support: Tensor, atom_index: Tensor | None, *others: Tensor) -> bool:
+    """Whether the native kernels are to compute it; raises where only they would not."""
     if backend not in BACKENDS:
         raise InputError(f"backend must be one of {BACKENDS}, got {backend!r}")
     if backend == "reference":
         return False
-    if features.device.type in fsad_ext.DEVICES:
-        if features.device.type == "cpu" and features.dtype not in (torch.float32, torch.float64):
-            raise InputError(
-                f"on the CPU the native kernels take float32 or float64, got {features.dtype}; "
-                "convert it first, or use backend='reference'"
-            )
-        return True
-    if backend == "native":
-        raise InputError(
-            f"no native kernels for device {features.device.type!r}: this build has them for "
-            f"{', '.join(fsad_ext.DEVICES)} (see `fsad doctor`); use backend='reference'"
-        )
-    warnings.warn(
-        f"fsad has no native kernels for device {features.device.type!r} in this build; running the "
-        "plain PyTorch reference (see `fsad doctor`)",
-        stacklevel=3,
-    )
-    return False
+    kind = support.device.type
+    if kind not in fsad_ext.DEVICES:
+        if backend == "native":
+            built = f"this build has them for {', '.join(fsad_ext.DEVICES)} (see `fsad doctor`)"
+            raise InputError(f"no native kernels for device {kind!r}: {built}; use backend='reference'")
+        missing = f"fsad has no native kernels for device {kind!r} in this build"
+        warnings.warn(f"{missing}; running the plain PyTorch reference (see `fsad doctor`)", stacklevel=3)
+        return False
+    if kind == "cpu" and support.dtype not in (torch.float32, torch.float64):
+        got = f"on the CPU the native kernels take float32 or float64, got {support.dtype}"
+        raise InputError(f"{got}; convert it first, or use backend='reference'")
+    for tensor in (support, *others):
+        # A Python-registered operator would return zero tangents without a word.
+        if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
+            missing = "the native kernels have no forward-mode derivative (jvp)"
+            raise InputError(f"{missing}; use backward mode or backend='reference'")
+    if atom_index is not None and atom_index.is_cuda:
+        # The operators check what is on the CPU, and cannot read a GPU's memory without waiting for it: torch
+        # raises at the next synchronisation.
+        positions = support.shape[1] * support.shape[3] * support.shape[4]
+        in_range = ((atom_index >= 0) & (atom_index < positions)).all()
+        torch._assert_async(in_range, "fsad: atom_index holds a position outside the support maps")
+    return True
 
 
 @torch.compiler.assume_constant_result  # torch.compile cannot trace it, and compiles again when it changes
 def _tf32_is_allowed() -> bool:
-    """Whether torch may round the operands of float32 matrix products on a GPU to TF32.
-
-    Of all ways to ask, the one that knows what the older and the newer setting come to together.
-    """
+    """Whether torch may round the operands of float32 matrix products on a GPU to TF32. Of all ways to ask,
+    the one that knows what the older and the newer setting come to together."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
-def _assert_positions(atom_index: Tensor | None, support_features: Tensor) -> None:
-    """On a GPU, have torch raise at the next synchronisation if a position is out of range.
-
-    The operators check what is on the CPU, and cannot read a GPU's memory without waiting for it.
-    """
-    if atom_index is None or not atom_index.is_cuda:
-        return
-    positions = support_features.shape[1] * support_features.shape[3] * support_features.shape[4]
-    in_range = ((atom_index >= 0) & (atom_index < positions)).all()
-    torch._assert_async(in_range, "fsad: atom_index holds a position outside the support maps")
-
-
-def _refuse_forward_mode(*tensors: Tensor) -> None:
-    # A Python-registered operator would return zero tangents without a word.
-    for tensor in tensors:
-        if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
-            raise InputError(
-                "the native kernels have no forward-mode derivative (jvp); "
-                "use backward mode or backend='reference'"
-            )
 
 
 def check_schedule(
@@ -343,44 +282,31 @@ def _check_floating(name: str, first: Tensor, other_name: str, other: Tensor) ->
     if not isinstance(first, Tensor) or not isinstance(other, Tensor):
         raise InputError(f"{name} and {other_name} must be tensors, got {type(first)} and {type(other)}")
     if first.dtype not in DTYPES:
-        raise InputError(
-            f"{name} must be float32, float64, bfloat16 or float16, got {first.dtype}; convert it first"
-        )
+        expected = "float32, float64, bfloat16 or float16"
+        raise InputError(f"{name} must be {expected}, got {first.dtype}; convert it first")
     if first.dtype != other.dtype or first.device != other.device:
-        raise InputError(
-            f"{name} and {other_name} must share dtype and device; got {first.dtype} on {first.device} "
-            f"and {other.dtype} on {other.device}"
-        )
+        got = f"{first.dtype} on {first.device} and {other.dtype} on {other.device}"
+        raise InputError(f"{name} and {other_name} must share dtype and device; got {got}")
 
 
 def _check_maps(
     features: Tensor, support_features: Tensor, receptive_field: int, atom_index: Tensor | None
 ) -> None:
-    if features.dim() != 5 or support_features.dim() != 5:
-        raise InputError(
-            "expected maps ([T,] B, c, h, w) and ([T,] K, c, H, W), with T on both or on neither; "
-            f"got {tuple(features.shape)} and {tuple(support_features.shape)}"
-        )
-    if features.shape[0] != support_features.shape[0]:
-        raise InputError(
-            f"queries of {features.shape[0]} tasks do not fit the supports of {support_features.shape[0]}"
-        )
-    if features.shape[2] != support_features.shape[2]:
-        raise InputError(
-            f"queries have {features.shape[2]} channels, the dictionary {support_features.shape[2]}; "
-            "both must come from the same backbone"
-        )
+    z, d = tuple(features.shape), tuple(support_features.shape)
+    if len(z) != 5 or len(d) != 5:
+        expected = "expected maps ([T,] B, c, h, w) and ([T,] K, c, H, W), with T on both or on neither"
+        raise InputError(f"{expected}; got {z} and {d}")
+    if z[0] != d[0]:
+        raise InputError(f"queries of {z[0]} tasks do not fit the supports of {d[0]}")
+    if z[2] != d[2]:
+        got = f"queries have {z[2]} channels, the dictionary {d[2]}"
+        raise InputError(f"{got}; both must come from the same backbone")
     if not isinstance(receptive_field, int) or receptive_field < 1 or receptive_field % 2 == 0:
         raise InputError(f"receptive_field must be odd and at least 1, got {receptive_field}")
     if support_features.numel() == 0:
-        raise InputError(f"the dictionary is empty: support maps {tuple(support_features.shape)}")
-    if atom_index is not None and (
-        atom_index.dtype != torch.int64
-        or atom_index.dim() != 2
-        or len(atom_index) != len(features)
-        or atom_index.shape[1] == 0
-    ):
-        raise InputError(
-            "atom_index must be int64 ([T,] k) with k > 0 distinct positions, "
-            f"got {atom_index.dtype} {tuple(atom_index.shape)}"
-        )
+        raise InputError(f"the dictionary is empty: support maps {d}")
+    if atom_index is not None:
+        fits = atom_index.dim() == 2 and len(atom_index) == len(features) and atom_index.shape[1] > 0
+        if atom_index.dtype != torch.int64 or not fits:
+            expected = "atom_index must be int64 ([T,] k) with k > 0 distinct positions"
+            raise InputError(f"{expected}, got {atom_index.dtype} {tuple(atom_index.shape)}")

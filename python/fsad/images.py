@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import InputError
+from .errors import InputError, display_name
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
@@ -27,12 +27,6 @@ MAX_PIXELS: int = Image.MAX_IMAGE_PIXELS or 89_478_485
 _open_lock = threading.Lock()
 
 ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray | torch.Tensor
-
-
-def display_name(path: str | os.PathLike) -> str:
-    """The name for people: bytes that are not UTF-8 and control characters as \\x.. escapes."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
@@ -49,9 +43,8 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     for root, _, names in os.walk(folder, onerror=_raise):
         paths += [Path(root, n) for n in names if n.lower().endswith(SUFFIXES) and n[0] != "."]
     if not paths:
-        raise InputError(
-            f"The folder {display_name(folder)} holds no pictures (looked for {', '.join(SUFFIXES)})."
-        )
+        looked = ", ".join(SUFFIXES)
+        raise InputError(f"The folder {display_name(folder)} holds no pictures (looked for {looked}).")
     return sorted(paths, key=lambda p: os.fsencode(p.relative_to(folder)))
 
 
@@ -73,18 +66,17 @@ def load_image(source: ImageLike, max_pixels: int | None = None) -> np.ndarray:
     if isinstance(source, np.ndarray):
         return _from_array(source, "array")
     if isinstance(source, Image.Image):
-        _check_size(source, limit, "the PIL image")
         try:
-            return _decode(source, "the PIL image")
+            return _decode(source, limit, "the PIL image")
+        except InputError:
+            raise
         except (OSError, SyntaxError, ValueError) as error:
             raise InputError(f"the PIL image cannot be decoded: {error}") from error
     if isinstance(source, bytes):
         return _from_file(io.BytesIO(source), limit, "the given bytes")
     if not isinstance(source, (str, os.PathLike)):
-        raise InputError(
-            f"Got {type(source).__name__} for a picture; expected a path, bytes, a PIL image, an array or "
-            "a tensor."
-        )
+        expected = "a path, bytes, a PIL image, an array or a tensor"
+        raise InputError(f"Got {type(source).__name__} for a picture; expected {expected}.")
     try:
         with open(source, "rb") as file:
             return _from_file(file, limit, display_name(source))
@@ -93,10 +85,12 @@ def load_image(source: ImageLike, max_pixels: int | None = None) -> np.ndarray:
 
 
 def resize(array: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """float32 (H, W, C) to (h, w, C), bilinear and antialiased; `size` is h = w or (h, w)."""
+    """float32 (H, W, C) or (H, W), resized, bilinear and antialiased; `size` is h = w or (h, w)."""
     shape = (size, size) if isinstance(size, int) else tuple(size)
     if array.shape[:2] == shape:
         return array
+    if array.ndim == 2:
+        return resize(array[:, :, None], size)[:, :, 0]
     batch = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None]
     out = torch.nn.functional.interpolate(batch, shape, mode="bilinear", antialias=True)
     return out[0].permute(1, 2, 0).contiguous().numpy()
@@ -119,8 +113,7 @@ def _from_file(file: IO[bytes], limit: int, name: str) -> np.ndarray:
             finally:
                 Image.MAX_IMAGE_PIXELS = saved
         with image:
-            _check_size(image, limit, name)
-            return _decode(image, name)
+            return _decode(image, limit, name)
     except InputError:
         raise
     except UnidentifiedImageError as error:
@@ -130,7 +123,7 @@ def _from_file(file: IO[bytes], limit: int, name: str) -> np.ndarray:
         raise InputError(f"{name}: damaged or cut off ({reason}).") from error
 
 
-def _check_size(image: Image.Image, limit: int, name: str) -> None:
+def _decode(image: Image.Image, limit: int, name: str) -> np.ndarray:
     width, height = image.size
     if width * height > limit:
         raise InputError(
@@ -140,8 +133,6 @@ def _check_size(image: Image.Image, limit: int, name: str) -> None:
     if width < 1 or height < 1:
         raise InputError(f"{name}: the picture is {width} x {height} pixels; at least 1 x 1 expected.")
 
-
-def _decode(image: Image.Image, name: str) -> np.ndarray:
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey: "I;16", "I;16B", or "I" from older Pillows
@@ -167,10 +158,11 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
         array = array.astype(np.float32) / np.iinfo(array.dtype).max
     elif array.dtype == np.bool_ or np.issubdtype(array.dtype, np.floating):
         array = array.astype(np.float32)
-        if not (array.min() >= 0 and array.max() <= 1):  # also catches NaN
+        low, high = array.min(), array.max()
+        if not (low >= 0 and high <= 1):  # also catches NaN
             raise InputError(
-                f"{name}: values from {array.min():.4g} to {array.max():.4g}; floating-point pictures must "
-                "lie in [0, 1] (divide 8-bit values by 255)."
+                f"{name}: values from {low:.4g} to {high:.4g}; floating-point pictures must lie in [0, 1] "
+                "(divide 8-bit values by 255)."
             )
     else:
         raise InputError(f"{name}: dtype {array.dtype}; expected uint8, uint16, bool or floating point.")

@@ -7,8 +7,6 @@ roundings; for float64, whose truth is no better than the result, and for TF32, 
 the error in float32 scaled to their precision.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +27,7 @@ LARGE = (16, (1, 32, 32), (4, 32, 32))  # many tiles of a GPU's kernels, and som
 EPS = {torch.finfo(dtype).dtype: torch.finfo(dtype).eps for dtype in functional.DTYPES} | {"tf32": 2.0**-10}
 PRECISIONS = {"cpu": ("float32", "float64"), "cuda": tuple(EPS)}
 SIZES = {"cpu": (SMALL,), "cuda": (SMALL, LARGE)}
+Results = dict[str, tuple[list[Tensor], float]]  # of each kernel, and milliseconds
 
 
 def check_kernels(devices: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -35,31 +35,22 @@ def check_kernels(devices: Sequence[str]) -> tuple[list[dict[str, Any]], list[st
     found: dict[tuple[str, ...], list[tuple[float, float, float]]] = {}
     left_out = []
     for device in devices:
-        precisions = [name for name in PRECISIONS[device] if _is_supported(device, name)]
+        able = device == "cpu" or torch.cuda.get_device_capability() >= (8, 0)
+        precisions = [name for name in PRECISIONS[device] if able or not _on_tensor_cores(name)]
         if len(precisions) < len(PRECISIONS[device]):
             major, minor = torch.cuda.get_device_capability()
-            left_out.append(
-                "bfloat16, float16 and TF32 on cuda: they need compute capability 8.0 or newer, and "
-                f"{torch.cuda.get_device_name()} has {major}.{minor}"
-            )
+            needed = "bfloat16, float16 and TF32 on cuda: they need compute capability 8.0 or newer"
+            left_out.append(f"{needed}, and {torch.cuda.get_device_name()} has {major}.{minor}")
         for problem, name in product(_problems(device), precisions):
             for kernel, numbers in _compare(problem, device, name).items():
                 path = problem.path(kernel, device, _dtype(name))
                 found.setdefault((device, name, kernel, path), []).append(numbers)
-    checks = [
-        {
-            "device": device,
-            "dtype": dtype,
-            "kernel": kernel,
-            "path": path,
-            "cases": len(numbers),
-            "error": max(error for error, _, _ in numbers),
-            "allowed": max(allowed for _, allowed, _ in numbers),
-            "milliseconds": max(duration for _, _, duration in numbers),  # of the largest case
-            "ok": all(error <= allowed for error, allowed, _ in numbers),  # a NaN is not
-        }
-        for (device, dtype, kernel, path), numbers in sorted(found.items())
-    ]
+    checks: list[dict[str, Any]] = []
+    for (device, dtype, kernel, path), cases in sorted(found.items()):
+        where = {"device": device, "dtype": dtype, "kernel": kernel, "path": path, "cases": len(cases)}
+        worst = zip(("error", "allowed", "milliseconds"), np.max(cases, 0).tolist(), strict=True)
+        ok = all(error <= allowed for error, allowed, _ in cases)  # a NaN is not
+        checks.append({**where, **dict(worst), "ok": ok})
     return checks, left_out
 
 
@@ -77,9 +68,7 @@ class _Problem:
         steps = 0 if kernel == "peak" else self.steps
         return torch.ops.fsad.path(z, d, None, steps, self.field, "backward" in kernel)
 
-    def run(
-        self, device: str, dtype: torch.dtype, backend: str, stored: torch.dtype
-    ) -> dict[str, tuple[list[Tensor], float]]:
+    def run(self, device: str, dtype: torch.dtype, backend: str, stored: torch.dtype) -> Results:
         """Results and milliseconds of every kernel, from random values rounded to ``stored``."""
         channels, (images, *queries), (support_images, *support) = self.size
         generator = torch.Generator().manual_seed(self.field)
@@ -97,16 +86,14 @@ class _Problem:
         spread = step * size * width**0.5
         lambdas = [spread * factor for factor in (1.5, 1.2, 1.0, 0.8, 0.7)[: self.steps]]
         tau = 3 / spread if self.shrinkage == "sigshrink" else None
-        settings: dict[str, Any] = {"receptive_field": self.field, "backend": backend}
-        iteration: dict[str, Any] = {"step": step, "tau": tau, "shrinkage": self.shrinkage}
+        options: dict[str, Any] = {"receptive_field": self.field, "backend": backend}
+        settings = options | {"step": step, "tau": tau, "shrinkage": self.shrinkage}
 
-        forward = _timed(device, lambda: [functional.sparse_code(z, d, lambdas, **iteration, **settings)])
-        (residual,) = forward[0]
-        backward = _timed(device, lambda: torch.autograd.grad(residual, (z, d), g, create_graph=True))
-        first = backward[0]
-        double = _timed(device, lambda: torch.autograd.grad(first, (z, d), (v, d.detach())))
+        forward = _timed(device, lambda: [functional.sparse_code(z, d, lambdas, **settings)])
+        backward = _timed(device, lambda: torch.autograd.grad(forward[0], (z, d), g, create_graph=True))
+        double = _timed(device, lambda: torch.autograd.grad(backward[0], (z, d), (v, d.detach())))
         with torch.no_grad():
-            peak = _timed(device, lambda: [functional.peak_correlation(z, d, **settings)])
+            peak = _timed(device, lambda: [functional.peak_correlation(z, d, **options)])
         return {"forward": forward, "backward": backward, "double backward": double, "peak": peak}
 
 
@@ -130,9 +117,8 @@ def _problems(device: str) -> list[_Problem]:
     return [problem for problem in every if problem.size != LARGE or problem.shrinkage != "soft"]
 
 
-def _is_supported(device: str, precision: str) -> bool:
-    on_tensor_cores = precision == "tf32" or _dtype(precision).itemsize == 2
-    return device == "cpu" or not on_tensor_cores or torch.cuda.get_device_capability() >= (8, 0)
+def _on_tensor_cores(precision: str) -> bool:
+    return precision == "tf32" or _dtype(precision).itemsize == 2
 
 
 def _dtype(precision: str) -> torch.dtype:
@@ -164,16 +150,12 @@ def _compare(problem: _Problem, device: str, precision: str) -> dict[str, tuple[
     yardsticks = _errors(plain, problem.run(device, torch.float64, "reference", usual))
     eps, usual_eps = EPS[precision], torch.finfo(usual).eps
     roundings = (16 if eps <= EPS["float32"] else 2) * eps
-    return {
-        kernel: (error, 4 * yardsticks[kernel] * eps / usual_eps + roundings, native[kernel][1])
-        for kernel, error in errors.items()
-    }
+    allowed = {name: 4 * error * eps / usual_eps + roundings for name, error in yardsticks.items()}
+    return {name: (error, allowed[name], native[name][1]) for name, error in errors.items()}
 
 
 @torch.no_grad()
-def _errors(
-    results: dict[str, tuple[list[Tensor], float]], truths: dict[str, tuple[list[Tensor], float]]
-) -> dict[str, float]:
+def _errors(results: Results, truths: Results) -> dict[str, float]:
     """The largest relative error of the tensors of each kernel; NaN if there is one."""
     errors = {}
     for kernel, (tensors, _) in results.items():

@@ -1,18 +1,16 @@
 """Langevin dynamics (eq. 4): pictures that move down the energy, the negatives of contrastive training."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fsad.errors import DivergedError, InputError
 
-Energy = Callable[[Tensor], Tensor]
 
-
+@dataclass(eq=False)
 class LangevinSampler:
     """x ← x − (β/2)·∂E/∂x + noise, ``steps`` times (eq. 4 of the paper).
 
@@ -25,35 +23,27 @@ class LangevinSampler:
         noise: standard deviation of the Gaussian noise of a step, 0 for none; ``None`` for eq. 4's √β.
         limits: lowest and highest value of a pixel, to which each step is clamped; ``None`` for no limits.
 
-    Raises:
-        InputError: for settings that cannot be used.
+    Raises InputError: for settings that cannot be used.
     """
 
-    def __init__(
-        self,
-        steps: int = 5,
-        step_size: float = 1.0,
-        noise: float | None = None,
-        limits: tuple[float, float] | None = None,
-    ) -> None:
-        good = (
-            type(steps) is int
-            and steps >= 0
-            and 0 < step_size < math.inf
-            and (noise is None or 0 <= noise < math.inf)
-            and (limits is None or limits[0] < limits[1])
-        )
-        if not good:
+    steps: int = 5
+    step_size: float = 1.0
+    noise: float | None = None
+    limits: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        good = type(self.steps) is int and self.steps >= 0 and 0 < self.step_size < math.inf
+        good = good and (self.noise is None or 0 <= self.noise < math.inf)
+        if not good or not (self.limits is None or self.limits[0] < self.limits[1]):
             raise InputError(
                 "LangevinSampler takes steps ≥ 0, step_size > 0, noise ≥ 0 or None, and limits (low, high) "
-                f"or None; got steps={steps!r}, step_size={step_size!r}, noise={noise!r}, limits={limits!r}"
+                f"or None; got {self}"
             )
-        self.steps, self.step_size, self.limits = steps, step_size, limits
-        self.noise = math.sqrt(step_size) if noise is None else noise
+        self.noise = math.sqrt(self.step_size) if self.noise is None else self.noise
 
     def __call__(
         self,
-        energy: Energy,
+        energy: Callable[[Tensor], Tensor],
         start: Tensor,
         generator: torch.Generator | None = None,
         differentiable: int = 0,
@@ -67,35 +57,27 @@ class LangevinSampler:
             differentiable: the last so many steps can be differentiated, in what ``energy`` depends on and in
                 ``start`` (if they are all of them), which needs second derivatives of the energy.
 
-        Returns:
-            Where the chains end, of the shape of ``start``; detached unless ``differentiable``.
+        Returns where the chains end, of the shape of ``start``; detached unless ``differentiable``.
 
-        Raises:
-            DivergedError: it is not finite.
+        Raises DivergedError: it is not finite.
         """
         if not 0 <= differentiable <= self.steps:
             raise InputError(f"differentiable counts steps, 0 to {self.steps}; got {differentiable}")
         sample = start if differentiable == self.steps else start.detach()
         for step in range(self.steps):
-            sample = self._step(energy, sample, generator, step >= self.steps - differentiable)
+            keep_graph = step >= self.steps - differentiable
+            with torch.inference_mode(False), torch.enable_grad():
+                if not keep_graph or not sample.requires_grad:
+                    sample = sample.detach().clone().requires_grad_()  # a clone can leave inference mode
+                # The sum's gradient is each picture's own, whatever the batch.
+                (gradient,) = torch.autograd.grad(energy(sample).sum(), sample, create_graph=keep_graph)
+                moved = sample - self.step_size / 2 * gradient
+            if self.noise:
+                moved = moved + self.noise * torch.empty_like(sample).normal_(generator=generator)
+            if self.limits is not None:
+                moved = moved.clamp(*self.limits)
+            sample = moved if keep_graph else moved.detach()
         if sample.device.type == "cpu" and not sample.detach().isfinite().all():
-            raise DivergedError(
-                f"Langevin sampling diverged: step_size={self.step_size:g} is too large for this energy"
-            )
+            size = f"step_size={self.step_size:g}"
+            raise DivergedError(f"Langevin sampling diverged: {size} is too large for this energy")
         return sample
-
-    def _step(
-        self, energy: Energy, sample: Tensor, generator: torch.Generator | None, keep_graph: bool
-    ) -> Tensor:
-        with torch.inference_mode(False), torch.enable_grad():
-            if not keep_graph or not sample.requires_grad:
-                sample = sample.detach().clone().requires_grad_()  # a clone can leave inference mode
-            # The sum's gradient is each picture's own, whatever the batch.
-            (gradient,) = torch.autograd.grad(energy(sample).sum(), sample, create_graph=keep_graph)
-            moved = sample - self.step_size / 2 * gradient
-        if self.noise:
-            noise = torch.empty_like(sample).normal_(generator=generator)
-            moved = moved + self.noise * noise
-        if self.limits is not None:
-            moved = moved.clamp(*self.limits)
-        return moved if keep_graph else moved.detach()

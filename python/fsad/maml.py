@@ -4,10 +4,7 @@ Model-agnostic meta-learning (Finn et al., arXiv 1703.03400) with the mean squar
 the loss inside and outside.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +22,10 @@ class Autoencoder(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             down = [3, width, 2 * width, 4 * width, 4 * width]
-            self.encoder = nn.Sequential(
-                *(self._stage(nn.Conv2d(a, b, 4, 2, 1), b) for a, b in pairwise(down))
-            )
-            up = down[:0:-1]
-            self.decoder = nn.Sequential(
-                *(self._stage(nn.ConvTranspose2d(a, b, 4, 2, 1), b) for a, b in pairwise(up)),
-                nn.ConvTranspose2d(width, 3, 4, 2, 1),
-            )
+            stages = [self._stage(nn.Conv2d(a, b, 4, 2, 1), b) for a, b in pairwise(down)]
+            self.encoder = nn.Sequential(*stages)
+            stages = [self._stage(nn.ConvTranspose2d(a, b, 4, 2, 1), b) for a, b in pairwise(down[:0:-1])]
+            self.decoder = nn.Sequential(*stages, nn.ConvTranspose2d(width, 3, 4, 2, 1))
 
     @staticmethod
     def _stage(convolution: nn.Module, width: int) -> nn.Module:
@@ -40,9 +33,8 @@ class Autoencoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-1] % 16 or images.shape[-2] % 16:
-            raise InputError(
-                f"the autoencoder takes pictures of sides divisible by 16, got {tuple(images.shape[-2:])}"
-            )
+            sides = tuple(images.shape[-2:])
+            raise InputError(f"the autoencoder takes pictures of sides divisible by 16, got {sides}")
         return torch.sigmoid(self.decoder(self.encoder(images * 4 - 2)))
 
 
@@ -67,14 +59,9 @@ class MamlLoss(nn.Module):
         error = self._errors(adapted, query).mean()
         with torch.no_grad():
             sample = functional_call(self.autoencoder, adapted, corrupted)
-        seen: dict[str, Any] = {
-            "reconstruction": (sample - query).square().mean(),
-            "start": (corrupted - query).square().mean(),
-            "normal": error,
-            "corrupted": (sample - corrupted).square().mean(),
-            "sample": sample,
-        }
-        return {"loss": error, **{name: value.detach() for name, value in seen.items()}}
+            seen = {"reconstruction": F.mse_loss(sample, query), "start": F.mse_loss(corrupted, query)}
+            seen |= {"normal": error.detach(), "corrupted": F.mse_loss(sample, corrupted)}
+        return {"loss": error, "sample": sample, **seen}
 
     def score_map(self, support: Tensor, images: Tensor) -> Tensor:
         """Error of reconstruction after adapting to the support: (K, 3, H, W), (B, 3, H, W) -> (B, H, W)."""

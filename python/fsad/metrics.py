@@ -7,8 +7,6 @@ MVTec Anomaly Detection Dataset*, IJCV 2021): the share of a connected component
 all components, against the false-positive rate, up to a rate of 0.3 and divided by 0.3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -31,18 +29,14 @@ def image_metrics(anomalous: ArrayLike, scores: ArrayLike) -> dict[str, float]:
         anomalous: (n,), truth values.
         scores: (n,), higher is more anomalous.
 
-    Raises:
-        InputError: no scores, scores that are not finite, lengths that differ, or one class only.
+    Raises InputError: no scores, scores that are not finite, lengths that differ, or one class only.
     """
     truth, values = _checked(anomalous, scores)
     _check_classes(truth)
     precision, recall, _ = precision_recall_curve(truth, values)
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
-    return {
-        "image AUROC": float(roc_auc_score(truth, values)),
-        "image AP": float(average_precision_score(truth, values)),
-        "image F1": float(f1.max()),
-    }
+    auroc, ap = (float(metric(truth, values)) for metric in (roc_auc_score, average_precision_score))
+    return {"image AUROC": auroc, "image AP": ap, "image F1": float(f1.max())}
 
 
 def frame_auc(videos: Sequence[tuple[ArrayLike, ArrayLike]], normalise: bool) -> float:
@@ -53,15 +47,16 @@ def frame_auc(videos: Sequence[tuple[ArrayLike, ArrayLike]], normalise: bool) ->
         normalise: map the scores of each video to [0, 1] by its smallest and largest, as the literature
             does; those of a video whose frames all score the same become 0.
 
-    Raises:
-        InputError: as in `image_metrics`; a single video may be of one class.
+    Raises InputError: as in `image_metrics`; a single video may be of one class.
     """
     if not videos:
         raise InputError("got no videos; give at least one (labels, scores)")
     checked = [_checked(labels, scores) for labels, scores in videos]
     truth = np.concatenate([labels for labels, _ in checked])
     _check_classes(truth)
-    parts = [_min_max(scores) if normalise else scores for _, scores in checked]
+    parts = [scores for _, scores in checked]
+    if normalise:
+        parts = [(scores - scores.min()) / (np.ptp(scores) or 1) for scores in parts]
     return float(roc_auc_score(truth, np.concatenate(parts)))
 
 
@@ -102,8 +97,7 @@ class PixelMetrics:
     def add(self, anomaly_map: ArrayLike, mask: ArrayLike) -> None:
         """Take in a picture: its scores (H, W) and where it is anomalous, bool (H, W).
 
-        Raises:
-            InputError: shapes that differ, a mask that is not bool, scores that float32 cannot hold.
+        Raises InputError: shapes that differ, a mask that is not bool, scores that float32 cannot hold.
         """
         scores, truth = np.asarray(anomaly_map, np.float32), np.asarray(mask)
         if scores.ndim != 2 or scores.shape != truth.shape or truth.dtype != bool:
@@ -126,8 +120,7 @@ class PixelMetrics:
         F1 is the best over all thresholds. mIoU is the best intersection over union of the pixels of all
         pictures, F1/(2 - F1).
 
-        Raises:
-            InputError: no anomalous or no normal pixel.
+        Raises InputError: no anomalous or no normal pixel.
         """
         normal, anomalous = self._sorted()
         count, limit = len(anomalous), MAX_FPR * len(normal)
@@ -155,8 +148,7 @@ class PixelMetrics:
 
         The share of a component that is found, mean over all, at the lowest threshold that keeps to the rate.
 
-        Raises:
-            InputError: as in `compute`.
+        Raises InputError: as in `compute`.
         """
         normal, anomalous = self._sorted()
         allowed = (np.linspace(0, MAX_FPR, points) * len(normal)).astype(int)
@@ -168,10 +160,8 @@ class PixelMetrics:
         """Scores of the normal and the anomalous pixels, sorted where they lie; InputError without either."""
         normal, anomalous = self._normal.values(), self._anomalous.values()
         if not len(anomalous) or not len(normal):
-            raise InputError(
-                f"needed normal and anomalous pixels, got {len(normal)} and {len(anomalous)}; "
-                "add more pictures"
-            )
+            got = f"{len(normal)} and {len(anomalous)}"
+            raise InputError(f"needed normal and anomalous pixels, got {got}; add more pictures")
         normal.sort()
         anomalous.sort()
         return normal, anomalous
@@ -211,24 +201,16 @@ def _area(above: np.ndarray, false: np.ndarray, limit: float) -> np.ndarray:
     return limit - end + (end - start) ** 2 / (2 * np.maximum(false - above, 1))
 
 
-def _min_max(scores: np.ndarray) -> np.ndarray:
-    low, high = scores.min(), scores.max()
-    return (scores - low) / (high - low) if high > low else np.zeros_like(scores)
-
-
 def _checked(anomalous: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Truth values as bool (n,), scores as float64 (n,)."""
     truth, values = np.asarray(anomalous, bool), np.asarray(scores, np.float64)
     if truth.ndim != 1 or truth.shape != values.shape or not len(truth):
-        raise InputError(
-            f"needed one truth value per score, and at least one, got {truth.shape} and {values.shape}"
-        )
+        got = f"{truth.shape} and {values.shape}"
+        raise InputError(f"needed one truth value per score, and at least one, got {got}")
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise InputError(
-            f"needed finite scores, got {len(bad)} of {len(values)} that are not, "
-            f"the first of them number {bad[0]}: {values[bad[0]]}"
-        )
+        count, first = f"{len(bad)} of {len(values)}", f"number {bad[0]}: {values[bad[0]]}"
+        raise InputError(f"needed finite scores, got {count} that are not, the first of them {first}")
     return truth, values
 
 

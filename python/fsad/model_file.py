@@ -5,15 +5,15 @@ description and of every tensor. A file that was cut off, altered or made by som
 refused with one sentence.
 """
 
-from __future__ import annotations
-
+import csv
 import hashlib
+import io
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,32 +32,38 @@ def write_model(path: str | Path, tensors: Mapping[str, Tensor], description: di
     """
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps({"version": FORMAT_VERSION, **description}, sort_keys=True, allow_nan=False)
-    content = to_bytes(stored, metadata={"fsad": text, "sha256": _digest(text, stored)})
+    content = to_bytes(stored, metadata={"fsad": text, "sha256": digest(text, stored)})
     replace_file(Path(path), content)
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write ``path`` whole or not at all: to a temporary file beside it, which then takes its name."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)  # mkstemp makes files private; a model has the permissions of any file
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def replace_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table as CSV, whole or not at all; what else is in the rows is left out."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(path, text.getvalue().encode())
+
+
+def read_model(path: str | Path, kind: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the description that ``write_model`` put there.
 
-    Raises ModelFileError for a damaged or foreign file or one of a newer format, OSError for one
-    that is missing or may not be read.
+    Raises ModelFileError for a damaged or foreign file, one of a newer format, or where another ``kind`` is
+    asked for than described; OSError for one that is missing or may not be read.
     """
     with open(path, "rb"):  # OSError with its own words before safetensors meets the file
         pass
@@ -70,31 +76,29 @@ def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is not a complete fsad model: it is cut off, damaged or another kind of file "
             f"({error}); make it again with `fsad adapt`"
         ) from error
-    if "fsad" not in metadata or "sha256" not in metadata:
-        raise ModelFileError(
-            f"{path} is a safetensors file, but not an fsad model: make one with `fsad adapt`"
-        )
+    if not {"fsad", "sha256"} <= metadata.keys():
+        wrong = f"{path} is a safetensors file, but not an fsad model"
+        raise ModelFileError(f"{wrong}: make one with `fsad adapt`")
     text = metadata["fsad"]
-    if metadata["sha256"] != _digest(text, tensors):
-        raise ModelFileError(
-            f"{path} is damaged: its content does not match its checksum; copy or make it again"
-        )
+    if metadata["sha256"] != digest(text, tensors):
+        wrong = f"{path} is damaged: its content does not match its checksum"
+        raise ModelFileError(f"{wrong}; copy or make it again")
     description = json.loads(text)
     version = description.pop("version", None)
     if not isinstance(version, int):
         raise ModelFileError(f"{path} names no format version (got {version!r}); make it again")
     if version > FORMAT_VERSION:
-        raise ModelFileError(
-            f"{path} has format version {version}, this fsad reads up to {FORMAT_VERSION}: "
-            "update it with `pip install --upgrade fsad`"
-        )
+        wrong = f"{path} has format version {version}, this fsad reads up to {FORMAT_VERSION}"
+        raise ModelFileError(f"{wrong}: update it with `pip install --upgrade fsad`")
+    if kind and description.get("kind") != kind:
+        raise ModelFileError(f"{path} holds {description.get('kind')}, not {kind}")
     return tensors, description
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of the description and of each tensor's name, dtype, shape and bytes."""
-    digest = hashlib.sha256(text.encode())
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of a text and of each tensor's name, dtype, shape and bytes."""
+    found = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -4,8 +4,6 @@ A file names its architecture and the settings of the sparse coding that it was 
 lies in ``weights/`` inside the package.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,13 +49,10 @@ class SmallResNet(nn.Module):
             raise InputError(f"expected a width divisible by 8 and stride 4 or 8, got {width} and {stride}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.layers = nn.Sequential(
-                nn.Conv2d(3, width, 3, stride=2, padding=1),
-                _ResidualBlock(width, width, 2),
-                _ResidualBlock(width, 2 * width, stride // 4),
-                _ResidualBlock(2 * width, 2 * width, 1),
-                nn.GroupNorm(8, 2 * width),
-            )
+            blocks = ((width, width, 2), (width, 2 * width, stride // 4), (2 * width, 2 * width, 1))
+            stem = nn.Conv2d(3, width, 3, stride=2, padding=1)
+            residual = [_ResidualBlock(*block) for block in blocks]
+            self.layers = nn.Sequential(stem, *residual, nn.GroupNorm(8, 2 * width))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images * 4 - 2)
@@ -78,7 +73,7 @@ class Adapter(nn.Module):
             self.head = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.SiLU(), outward)
         nn.init.zeros_(outward.weight)
 
-    def train(self, mode: bool = True) -> Adapter:
+    def train(self, mode: bool = True) -> "Adapter":
         super().train(mode)
         self.backbone.eval()  # its batch statistics are those of ImageNet
         return self
@@ -101,9 +96,12 @@ def build(name: str, **arguments: Any) -> nn.Module:
 
 def save_network(path: str | Path, module: nn.Module, architecture: Mapping[str, Any], **rest: Any) -> None:
     """Write the trained weights, whole or not at all; ``rest`` is JSON-able and describes the training."""
-    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    tensors = {name: tensor for name, tensor in module.state_dict().items() if name in trained}
-    write_model(path, tensors, {"kind": KIND, "architecture": dict(architecture), **rest})
+    description = {"kind": KIND, "architecture": dict(architecture), **rest}
+    write_model(path, _trained(module), description)
+
+
+def _trained(module: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def load_network(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -111,13 +109,10 @@ def load_network(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
     Raises ModelFileError for a file that is damaged, foreign or does not fit its architecture.
     """
-    tensors, saved = read_model(path)
-    if saved.get("kind") != KIND:
-        raise ModelFileError(f"{path} holds {saved.get('kind')}, not a trained network")
+    tensors, saved = read_model(path, KIND)
     module = build(**saved["architecture"])
-    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    own = {name: tensor.shape for name, tensor in module.state_dict().items() if name in trained}
-    if own != {name: tensor.shape for name, tensor in tensors.items()}:
+    own, stored = ({name: t.shape for name, t in each.items()} for each in (_trained(module), tensors))
+    if own != stored:
         raise ModelFileError(f"{path} does not hold the weights of {saved['architecture']}")
     module.load_state_dict(tensors, strict=False)
     return module.requires_grad_(False).eval(), saved

@@ -4,8 +4,6 @@ The paper gives neither backbone, size of pictures, thresholds nor length of tra
 the whitening of features.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -60,8 +58,7 @@ def prepare(
     Each category is tested with networks that never saw it: those of tables 1, 3 and 4 were trained on all
     others, those of table 2 on ShanghaiTech, for its own later scenes on the first six.
 
-    Raises:
-        InputError: the data is not that of the table.
+    Raises InputError: the data is not that of the table.
     """
     table, scenes = TABLES[number], [text for text in given if text.startswith(SCENES)]
     later = [c.name for c in categories if c.dataset.startswith(SCENES) and c.name > SPLIT]

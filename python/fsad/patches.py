@@ -1,12 +1,9 @@
 """Patches of feature maps without Im2Col.
 
-A patch with receptive field l around a position is l² feature vectors, one per offset. Every function
-here walks over the offsets, so that memory stays that of the map. Maps are channels-last with a leading
-task dimension, (T, K, h, w, c), zero-padded at the borders; atoms are named by their flat position in
-K·h·w.
+A patch with receptive field l around a position is l² feature vectors, one per offset. Every function here
+walks over the offsets, so that memory stays that of the map. Maps are channels-last with a leading task
+dimension, (T, K, h, w, c), zero-padded at the borders; atoms are named by their flat position in K·h·w.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 
@@ -37,14 +34,11 @@ def inner_products(queries: Tensor, atoms: Tensor, atom_of_query: Tensor, recept
     """
     tasks, n = atom_of_query.shape
     everywhere = torch.arange(n, device=queries.device).expand(tasks, n)
-    pairs = zip(
-        patch_rows(queries, everywhere, receptive_field),
-        patch_rows(atoms, atom_of_query, receptive_field),
-        strict=True,
-    )
+    query_rows = patch_rows(queries, everywhere, receptive_field)
+    atom_rows = patch_rows(atoms, atom_of_query, receptive_field)
     wide = torch.promote_types(queries.dtype, torch.float32)
     total = queries.new_zeros(tasks, n, dtype=wide)
-    for query, atom in pairs:
+    for query, atom in zip(query_rows, atom_rows, strict=True):
         total = total + (query.to(wide) * atom.to(wide)).sum(-1)
     return total.to(queries.dtype)
 
@@ -60,44 +54,24 @@ def spectral_norm(
     maps = maps.detach()
     tasks, images, height, width, channels = maps.shape
     rows = maps.reshape(tasks, -1, channels)
+    if receptive_field == 1:  # single positions have no neighbours: one row of them is quicker
+        images, height, width = 1, 1, rows.shape[1]
     keep = None
     if atom_index is not None:
         keep = maps.new_zeros(tasks, rows.shape[1]).scatter_(1, atom_index, 1.0)
-        keep = keep.view(tasks, images, height, width)
+        keep = keep.view(tasks * images, 1, height, width)
     # Any start that no singular vector is orthogonal to; fixed, so that results repeat.
     start = torch.arange(1, channels * receptive_field**2 + 1, device=maps.device, dtype=maps.dtype)
     v = (start * 12.9898).sin().view(1, channels, -1).repeat(tasks, 1, 1)
-    norm = v.flatten(1).norm(dim=1)
+    norm, margin = v.flatten(1).norm(dim=1), receptive_field // 2
     for _ in range(iterations):
         v = v / norm.clamp_min(torch.finfo(v.dtype).tiny)[:, None, None]
-        response = _gather_shifts((rows @ v).view(tasks, images, height, width, -1))
+        # Fold and unfold count offsets from the other side than patches do.
+        shares = (rows @ v).view(tasks * images, height * width, -1).flip(-1).mT
+        response = F.fold(shares, (height, width), receptive_field, padding=margin)
         if keep is not None:
             response = response * keep
-        v = rows.mT @ _scatter_shifts(response, receptive_field).flatten(1, 3)
+        spread = F.unfold(response, receptive_field, padding=margin).mT.flip(-1)
+        v = rows.mT @ spread.reshape(tasks, -1, receptive_field**2)
         norm = v.flatten(1).norm(dim=1)
     return 1.01 * norm.sqrt()
-
-
-def _gather_shifts(responses: Tensor) -> Tensor:
-    """Sum over offsets o of responses[..., o] taken at position + o: (T, K, h, w, l²) -> (T, K, h, w)."""
-    *_, height, width, count = responses.shape
-    size = round(count**0.5)
-    margin = size // 2
-    padded = F.pad(responses, (0, 0, margin, margin, margin, margin))
-    total = responses.new_zeros(responses.shape[:-1])
-    for offset in range(count):
-        dy, dx = divmod(offset, size)
-        total = total + padded[:, :, dy : dy + height, dx : dx + width, offset]
-    return total
-
-
-def _scatter_shifts(values: Tensor, receptive_field: int) -> Tensor:
-    """The adjoint of ``_gather_shifts``: (T, K, h, w) -> (T, K, h, w, l²)."""
-    _, _, height, width = values.shape
-    margin = receptive_field // 2
-    padded = F.pad(values, (margin, margin, margin, margin))
-    shifted = []
-    for dy in reversed(range(receptive_field)):
-        for dx in reversed(range(receptive_field)):
-            shifted.append(padded[:, :, dy : dy + height, dx : dx + width])
-    return torch.stack(shifted, dim=-1)

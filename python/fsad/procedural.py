@@ -96,10 +96,8 @@ def spoil(image: Array, rng: Generator) -> Array:
 def _spoil(
     image: Array, ground: Array, body: Array, small: Array, light: complex, kind: str | None, rng: Generator
 ) -> tuple[Array, Array]:
-    """The picture with a defect somewhere on its body, and how far that changes each pixel.
-
-    `small` is the body at 64 pixels, which decides where.
-    """
+    """The picture with a defect somewhere on its body, and how far that changes each pixel. `small` is the
+    body at 64 pixels, which decides where."""
     size, drawn, turn = len(image), DEFECTS[rng.integers(len(DEFECTS))], np.exp(2j * np.pi * rng.uniform())
     kind, reach = kind or drawn, max(0.05 * 2.6 ** rng.uniform(), 2 / size)
     points = rng.uniform(-0.42, 0.42, (32, 1, 2)) @ [1, 1j]

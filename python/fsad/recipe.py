@@ -1,10 +1,8 @@
 """From the options of ``fsad train`` to a trained network: what is learned, from what, and how."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,34 +26,22 @@ METHODS = ("episodic", "maml-ae")
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides which weights come out; JSON-able by ``asdict``.
+    """All that decides which weights come out; JSON-able by ``asdict``."""
 
-    Args:
-        data: folders of categories, or data sets, see ``categories_of``.
-        procedural: so many tasks of ``fsad.procedural`` beside them.
-        leave_out: names of categories that are not trained on.
-        method: ``"episodic"`` (Algorithm 1), or ``"maml-ae"``, the paper's baseline.
-        architecture: of ``fsad.networks.build``.
-        sparse_coding: settings of the ``SparseCodingLayer`` that differ from its defaults.
-        step_size: β, in units of the number of values in a picture, since the energy is a mean.
-        noise, steps: of the ``LangevinSampler``.
-        reconstruction, contrast, restraint: weights of the losses, see ``EpisodeLoss``.
-        shots, queries, size, corruptions, augment, seed: see ``Episodes``.
-    """
-
-    data: Sequence[str] = ()
-    procedural: int = 0
-    leave_out: Sequence[str] = ()
-    method: str = "episodic"
+    data: Sequence[str] = ()  # folders of categories, or data sets, see ``categories_of``
+    procedural: int = 0  # so many tasks of ``fsad.procedural`` beside them
+    leave_out: Sequence[str] = ()  # names of categories that are not trained on
+    method: str = "episodic"  # Algorithm 1, or "maml-ae", the paper's baseline
+    # Of ``fsad.networks.build``, and settings of the ``SparseCodingLayer`` that differ from its defaults.
     architecture: dict[str, Any] = field(default_factory=lambda: {"name": "small_resnet", "stride": 4})
     sparse_coding: dict[str, Any] = field(default_factory=lambda: {"ridge": 1.0, "max_atoms": 512})
-    steps: int = 5
-    step_size: float = 0.01
+    steps: int = 5  # of the ``LangevinSampler``, as is noise
+    step_size: float = 0.01  # β, in units of the number of values in a picture, since the energy is a mean
     noise: float = 0.005
-    reconstruction: float = 100.0
+    reconstruction: float = 100.0  # weights of the losses, see ``EpisodeLoss``
     contrast: float = 5.0
     restraint: float = 30.0
-    shots: int = 10
+    shots: int = 10  # from here on, see ``Episodes``
     queries: int = 4
     size: int = 64
     corruptions: Sequence[str] = ("noise",)
@@ -63,19 +49,19 @@ class Recipe:
     seed: int = 0
 
     @classmethod
-    def of(cls, settings: dict[str, Any], changes: Sequence[str]) -> Recipe:
+    def of(cls, settings: dict[str, Any], changes: Sequence[str]) -> "Recipe":
         """A recipe of settings, changed by ``name=value`` with values in JSON; a mapping is merged."""
-        known = {each.name: each for each in fields(cls)}
-        settings = dict(settings)
+        settings = asdict(cls()) | settings
         for change in changes:
             name, _, text = change.partition("=")
-            if name not in known:
-                raise InputError(f"{name!r} is no setting of a training; expected one of {', '.join(known)}")
+            if name not in settings:
+                known = ", ".join(settings)
+                raise InputError(f"{name!r} is no setting of a training; expected one of {known}")
             try:
                 value = json.loads(text)
             except ValueError:
                 raise InputError(f"{change!r}: the value is not JSON (strings need double quotes)") from None
-            before = settings.get(name, getattr(cls(), name))
+            before = settings[name]
             if isinstance(value, dict) != isinstance(before, dict):
                 raise InputError(f"{change!r}: expected a value like {json.dumps(before)}")
             settings[name] = before | value if isinstance(before, dict) else value
@@ -94,20 +80,23 @@ class Recipe:
         return EpisodeLoss(model, sampler, **weights)
 
     def episodes(self) -> Episodes:
-        every = [category for root in self.data for category in categories_of(root)]
-        unknown = set(self.leave_out) - {category.name for category in every}
+        """Of all categories but those left out, and procedural tasks."""
+        kept, left_out = self._split()
+        unknown = set(self.leave_out) - {category.name for category in left_out}
         if unknown:
             raise InputError(f"no category is named {', '.join(sorted(unknown))}, so it cannot be left out")
-        kept: list[Category] = [category for category in every if category.name not in self.leave_out]
-        kept += [ProceduralCategory(seed) for seed in range(self.procedural)]
-        return self._episodes(kept, self.seed)
+        return self._episodes([*kept, *map(ProceduralCategory, range(self.procedural))], self.seed)
 
     def held_out_episodes(self) -> Episodes:
         """Of the categories left out, or of procedural tasks if none is."""
-        every = [category for root in self.data for category in categories_of(root)]
-        held_out: list[Category] = [category for category in every if category.name in self.leave_out]
         fresh = [ProceduralCategory(HELD_OUT + i) for i in range(100)]
-        return self._episodes(held_out or fresh, self.seed + 1)
+        return self._episodes(self._split()[1] or fresh, self.seed + 1)
+
+    def _split(self) -> tuple[list[Category], list[Category]]:
+        """The categories to train on, and those left out."""
+        every: list[Category] = [category for root in self.data for category in categories_of(root)]
+        kept = [category for category in every if category.name not in self.leave_out]
+        return kept, [category for category in every if category.name in self.leave_out]
 
     def _episodes(self, categories: Sequence[Category], seed: int) -> Episodes:
         names = ("shots", "queries", "size", "corruptions", "augment")
@@ -130,32 +119,28 @@ def run(
     """
     loss, held_out = recipe.loss(), recipe.held_out_episodes()  # an error now rather than after the training
     settings = {name: value for name, value in asdict(recipe).items() if name not in ("data", "leave_out")}
-    trainer = EpisodicTrainer(
-        loss, recipe.episodes(), folder, schedule, settings=settings, device=device, workers=workers
-    )
+    where: dict[str, Any] = {"settings": settings, "device": device, "workers": workers}
+    trainer = EpisodicTrainer(loss, recipe.episodes(), folder, schedule, **where)
     if resume:
         trainer.resume()
     trainer.train(progress)
     if trainer.rank != 0:
         return None
     if isinstance(loss, MamlLoss):
-        module, architecture = loss.autoencoder, {"name": "autoencoder"}
-        layer = None
+        module, architecture, layer = loss.autoencoder, {"name": "autoencoder"}, None
     else:
         module, architecture = loss.model.backbone, recipe.architecture
         layer = loss.model.sparse_coding.config()
-    networks.save_network(
-        folder / NETWORK, module, architecture, sparse_coding=layer, training=trainer.settings
-    )
+    about = {"sparse_coding": layer, "training": trainer.settings}
+    networks.save_network(folder / NETWORK, module, architecture, **about)
     return held_out_auroc(loss, held_out)
 
 
 def held_out_auroc(loss: EpisodeLoss | MamlLoss, episodes: Episodes, count: int = 50) -> float:
     """AUROC of the energies of normal queries against corrupted ones, within an episode, on average."""
-    device = next(loss.parameters()).device
-    values = []
+    device, total = next(loss.parameters()).device, 0.0
     for number in range(count):
         support, query, corrupted, _ = episodes[number]
         scores = loss.scores(support.to(device), torch.cat([query, corrupted]).to(device))
-        values.append(roc_auc_score([0] * len(query) + [1] * len(corrupted), scores.cpu()))
-    return sum(values) / len(values)
+        total += roc_auc_score([0] * len(query) + [1] * len(corrupted), scores.cpu())
+    return total / count

@@ -5,13 +5,13 @@ autograd supplies every derivative. Shapes follow ``fsad.functional``; the task 
 present here. Equations are those of Wang et al., "Few-Shot Fast-Adaptive Anomaly Detection".
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Floats = Sequence[float]
 
 
 def sigshrink(u: Tensor, lam: float, tau: float) -> Tensor:
@@ -37,20 +37,12 @@ def im2col(maps: Tensor, receptive_field: int) -> Tensor:
     (T, B, c, h, w) -> (T, B·h·w, c·l²); entry (channel, row offset, column offset) of a patch stands at
     ``channel·l² + offset``.
     """
-    tasks, images, channels, height, width = maps.shape
     columns = F.unfold(maps.flatten(0, 1), receptive_field, padding=receptive_field // 2)
-    width_of_patch = channels * receptive_field**2
-    columns = columns.view(tasks, images, width_of_patch, height * width)
-    return columns.transpose(2, 3).flatten(1, 2)
+    return columns.view(*maps.shape[:2], *columns.shape[1:]).mT.flatten(1, 2)
 
 
 def istc_codes(
-    queries: Tensor,
-    atoms: Tensor,
-    step: Tensor,
-    lambdas: Sequence[float],
-    taus: Sequence[float],
-    shrinkage: str,
+    queries: Tensor, atoms: Tensor, step: Tensor, lambdas: Floats, taus: Floats, shrinkage: str
 ) -> Tensor:
     """Codes α_N after N steps of eq. 6: (T, n, d), (T, k, d), step (T,) -> (T, n, k)."""
     gain = step[:, None, None]
@@ -62,12 +54,7 @@ def istc_codes(
 
 
 def istc(
-    queries: Tensor,
-    atoms: Tensor,
-    step: Tensor,
-    lambdas: Sequence[float],
-    taus: Sequence[float],
-    shrinkage: str,
+    queries: Tensor, atoms: Tensor, step: Tensor, lambdas: Floats, taus: Floats, shrinkage: str
 ) -> Tensor:
     """Residual r_N = z − Dα_N of eq. 6: (T, n, d), (T, k, d), step (T,) -> (T, n, d)."""
     return queries - istc_codes(queries, atoms, step, lambdas, taus, shrinkage) @ atoms

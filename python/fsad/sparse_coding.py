@@ -1,7 +1,5 @@
 """The adaptive sparse coding layer (section 3.1): the features of a few normal images are its dictionary."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,8 +8,7 @@ import torch
 from torch import Tensor
 
 from fsad import functional, reference, whitening
-from fsad.atoms import Dictionary, prepare, thin
-from fsad.dictionary import StoredDictionary, full_precision
+from fsad.dictionary import STABLE_STEPS, Dictionary, StoredDictionary, full_precision, thin
 from fsad.errors import DivergedError, InputError, NotAdaptedError
 
 # Of the detector, for features of ImageNet networks; chosen on development sets (solar cells, magnetic tiles,
@@ -49,17 +46,15 @@ class SparseCodingLayer(StoredDictionary):
         tau: absolute τ of SigShrink instead of ``sharpness`` (one, or one a step).
         shrinkage: ``"sigshrink"`` (eq. 9), ``"soft"`` (eq. 7) or ``"none"``.
         receptive_field: l, odd; l×l neighbourhoods are coded together (section 3.1.1).
-        step: ``"whiten"`` whitens the channels by the support's second moment and scales the
-            dictionary to norm 1, so that η = 1 is stable; ``"lipschitz"`` takes η = 1/‖D‖₂²; a number is
-            η itself.
+        step: ``"whiten"`` whitens the channels by the support's second moment and scales the dictionary to
+            norm 1, so that η = 1 is stable; ``"lipschitz"`` takes η = 1/‖D‖₂²; a number is η itself.
         normalize: scale feature vectors to length one first.
         max_atoms: thin the dictionary to at most this many atoms (greedy coreset).
         backend: ``"auto"``, ``"native"`` or ``"reference"``.
         ridge: ε of the whitening, in units of the mean eigenvalue: the larger, the less rare directions are
             amplified.
 
-    Raises:
-        InputError: for settings that cannot be used.
+    Raises InputError: for settings that cannot be used.
     """
 
     def __init__(
@@ -78,42 +73,25 @@ class SparseCodingLayer(StoredDictionary):
         backend: str = "auto",
         ridge: float = 0.1,
     ) -> None:
+        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__(receptive_field, step, ridge, normalize, max_atoms)
-        self._settings: dict[str, Any] = {
-            "iterations": iterations,
-            "lambda_max": lambda_max,
-            "lambda_min": lambda_min,
+        self._settings: dict[str, Any] = settings | {
             "schedule": schedule if isinstance(schedule, str) else [float(x) for x in schedule],
-            "sharpness": sharpness,
             "tau": tau if tau is None or isinstance(tau, (int, float)) else [float(t) for t in tau],
-            "shrinkage": shrinkage,
-            "receptive_field": receptive_field,
-            "step": step,
-            "normalize": normalize,
-            "max_atoms": max_atoms,
-            "backend": backend,
-            "ridge": ridge,
         }
-        self.shrinkage = shrinkage
-        self.backend = backend
-        self.relative = schedule == "relative"
+        self.shrinkage, self.backend, self.relative = shrinkage, backend, schedule == "relative"
         self._check_settings()
         self.lambdas, self.taus = functional.check_schedule(*self._make_schedule(), shrinkage)
 
     @classmethod
-    def paper(cls, **overrides: Any) -> SparseCodingLayer:
+    def paper(cls, **overrides: Any) -> "SparseCodingLayer":
         """The setting of the paper: η = 1, no whitening, absolute thresholds, receptive field 3.
 
         Meant for networks trained episodically with it: they learn the scale at which η = 1 converges.
         On other features ``adapt`` refuses it, because the iteration would diverge.
         """
-        settings: dict[str, Any] = {
-            "step": 1.0,
-            "normalize": False,
-            "schedule": "absolute",
-            "receptive_field": 3,
-        }
-        return cls(**(settings | overrides))
+        paper = dict[str, Any](step=1.0, normalize=False, schedule="absolute", receptive_field=3)
+        return cls(**(paper | overrides))
 
     def config(self) -> dict:
         """The constructor's arguments, as JSON can hold them."""
@@ -159,9 +137,7 @@ class SparseCodingLayer(StoredDictionary):
                 support = full_precision("support", support, features.dim()).to(features.dtype)
                 dictionary = self.dictionary(support if batched else support[None])
             result = self._code(features if batched else features[None], dictionary, reconstruction, codes)
-        if batched:
-            return result
-        return SparseCode._make(None if tensor is None else tensor[0] for tensor in result)
+        return result if batched else SparseCode._make(each if each is None else each[0] for each in result)
 
     def dictionary(self, support: Tensor) -> Dictionary:
         """The dictionaries of T tasks, to code over more than once: (T, K, c, h, w).
@@ -169,78 +145,50 @@ class SparseCodingLayer(StoredDictionary):
         ``layer(features, layer.dictionary(support))`` is ``layer(features, support)``.
         """
         with torch.autocast(support.device.type, enabled=False):
-            support = full_precision("support", support, 5)
-            if support.numel() == 0:
-                raise InputError(f"support is empty: {tuple(support.shape)}; give at least one normal image")
-            if self.normalize:
-                support = whitening.unit_length(support, 2)
+            support = self._normalized(full_precision("support", support, 5))
             moment = whitening.second_moment(support) if self.step == "whiten" else support.new_empty(0)
             index = None
             if self.max_atoms is not None and support[0, :, 0].numel() > self.max_atoms:
-                index = torch.stack(
-                    [thin(maps, None, self.max_atoms, self.receptive_field) for maps in support.detach()]
-                )
-            return prepare(support, index, moment, self.step, self.ridge, self.receptive_field)
+                index = torch.stack([thin(m, None, self.max_atoms, self.receptive_field) for m in support])
+            return self._ready(support, index, moment)
 
-    def _code(
-        self, features: Tensor, dictionary: Dictionary, reconstruction: bool, codes: bool
-    ) -> SparseCode:
+    def _code(self, features: Tensor, dictionary: Dictionary, rebuild: bool, codes: bool) -> SparseCode:
         atoms, index, step, whitener = dictionary
         if features.shape[2] != atoms.shape[2]:
-            raise InputError(
-                f"features have {features.shape[2]} channels, the dictionary {atoms.shape[2]}; both must "
-                "come from the same backbone"
-            )
+            got = f"features have {features.shape[2]} channels, the dictionary {atoms.shape[2]}"
+            raise InputError(f"{got}; both must come from the same backbone")
         tasks, images, _, height, width = features.shape
         queries = whitening.unit_length(features, 2) if self.normalize else features
         if whitener is not None:
             queries = whitening.apply(whitener, queries)
-        options: dict[str, Any] = {
-            "receptive_field": self.receptive_field,
-            "atom_index": index,
-            "backend": self.backend,
-        }
+        field = self.receptive_field
+        options: dict[str, Any] = {"receptive_field": field, "atom_index": index, "backend": self.backend}
         peak = None
         if self.relative:
             # q·istc(z/q) with thresholds relative to q = max|ηDᵀz|; a patch of zeros has no scale.
             peak = step[:, None] * functional.peak_correlation(queries, atoms, **options)
             peak = torch.where(peak > 0, peak, torch.ones_like(peak))
-        residual = functional.sparse_code(
-            queries,
-            atoms,
-            self.lambdas,
-            step=step,
-            tau=self.taus,
-            shrinkage=self.shrinkage,
-            scale=None if peak is None else peak.reciprocal(),
-            **options,
-        )
+        options |= {"step": step, "tau": self.taus, "shrinkage": self.shrinkage}
+        scale = None if peak is None else peak.reciprocal()
+        residual = functional.sparse_code(queries, atoms, self.lambdas, scale=scale, **options)
         if peak is not None:
             residual = residual * peak.view(tasks, images, 1, height, width)
         energy = residual.square().mean(2)
         self._guard(energy, queries)
-        return SparseCode(
-            residual,
-            energy,
-            self._reconstruct(queries, residual, whitener) if reconstruction else None,
-            self._codes(queries, dictionary, peak) if codes else None,
-        )
+        rebuilt = self._reconstruct(queries, residual, whitener) if rebuild else None
+        alphas = self._codes(queries, dictionary, peak) if codes else None
+        return SparseCode(residual, energy, rebuilt, alphas)
 
     def _guard(self, energy: Tensor, queries: Tensor) -> None:
         """Stop at numbers that must not be believed."""
-        _require(
-            energy.isfinite().all(),
-            "sparse coding gave NaN or infinity: the features hold such values, or are too large",
-        )
+        wrong = "sparse coding gave NaN or infinity: the features hold such values, or are too large"
+        _require(energy.isfinite().all(), wrong)
         if isinstance(self.step, str) or energy.numel() == 0:
             return  # η‖D‖₂² is 1 by construction, up to the power iteration's error
         # A convergent iteration never leaves more than it was given; 4 allows for SigShrink's softness.
         limit = 4 * queries.square().mean(2).amax()
-        _require(
-            (energy <= limit).all(),
-            f"sparse coding diverged: step={self.step} is too large for this dictionary; "
-            "use step='whiten' (default) or 'lipschitz'",
-        )
+        wrong = f"sparse coding diverged: step={self.step} is too large for this dictionary; {STABLE_STEPS}"
+        _require((energy <= limit).all(), wrong)
 
     def _reconstruct(self, queries: Tensor, residual: Tensor, whitener: Tensor | None) -> Tensor:
         tasks, images, _, height, width = queries.shape
@@ -259,11 +207,9 @@ class SparseCodingLayer(StoredDictionary):
         rows = reference.im2col(queries, self.receptive_field)
         scale = torch.ones_like(rows[..., 0]) if peak is None else peak
         atoms = functional.dictionary_rows(dictionary.atoms, dictionary.kept, self.receptive_field)
-        codes = reference.istc_codes(
-            rows / scale[..., None], atoms, dictionary.step, self.lambdas, self.taus, self.shrinkage
-        )
-        codes = codes * scale[..., None]
-        return codes.mT.reshape(tasks, -1, images, height, width).transpose(1, 2)
+        schedule = self.lambdas, self.taus, self.shrinkage
+        codes = reference.istc_codes(rows / scale[..., None], atoms, dictionary.step, *schedule)
+        return (codes * scale[..., None]).mT.reshape(tasks, -1, images, height, width).transpose(1, 2)
 
     def _stored_dictionary(self, features: Tensor) -> Dictionary:
         if not self.is_adapted:
@@ -272,47 +218,39 @@ class SparseCodingLayer(StoredDictionary):
                 "normal images first, or pass them as layer(features, support)"
             )
         if self.atoms.device != features.device:
-            raise InputError(
-                f"features are on {features.device}, the dictionary is on {self.atoms.device}; "
-                "move one with .to()"
-            )
+            where = f"features are on {features.device}, the dictionary is on {self.atoms.device}"
+            raise InputError(f"{where}; move one with .to()")
         index = self.atom_index[None] if len(self.atom_index) else None
         whitener = self.whitener.to(features)[None] if self.step == "whiten" else None
         return Dictionary(self.atoms.to(features.dtype), index, self.gain.to(features), whitener)
 
     def _make_schedule(self) -> tuple[list[float], list[float] | None]:
-        settings = self._settings
-        if isinstance(settings["schedule"], list):
-            lambdas = settings["schedule"]
-        else:
-            ratio = settings["lambda_max"] / settings["lambda_min"]
-            n = settings["iterations"]
-            lambdas = [settings["lambda_max"] * ratio ** (-j / n) for j in range(1, n + 1)]
-        if self.shrinkage != "sigshrink":
-            return lambdas, None
-        if settings["tau"] is not None:
-            return lambdas, settings["tau"]
+        s = self._settings
+        lambdas, n = s["schedule"], s["iterations"]
+        if isinstance(lambdas, str):
+            ratio = s["lambda_max"] / s["lambda_min"]
+            lambdas = [s["lambda_max"] * ratio ** (-j / n) for j in range(1, n + 1)]
+        if self.shrinkage != "sigshrink" or s["tau"] is not None:
+            return lambdas, s["tau"]
         if not all(lam > 0 for lam in lambdas):
             raise InputError(f"sharpness needs thresholds λ > 0, got {lambdas}; or give tau")
-        return lambdas, [settings["sharpness"] / lam for lam in lambdas]
+        return lambdas, [s["sharpness"] / lam for lam in lambdas]
 
     def _check_settings(self) -> None:
         s = self._settings
+        n, schedule, atoms = s["iterations"], s["schedule"], self.max_atoms
+        field, step, known = self.receptive_field, s["step"], schedule in ("relative", "absolute")
         checks = {
-            "iterations": type(s["iterations"]) is int and 1 <= s["iterations"] <= functional.MAX_ITERATIONS,
+            "iterations": type(n) is int and 1 <= n <= functional.MAX_ITERATIONS,
             "lambda_max": s["lambda_max"] >= s["lambda_min"],
             "lambda_min": s["lambda_min"] > 0,
-            "schedule": s["schedule"] in ("relative", "absolute")
-            or (isinstance(s["schedule"], list) and len(s["schedule"]) == s["iterations"]),
+            "schedule": known or (isinstance(schedule, list) and len(schedule) == n),
             "sharpness": s["sharpness"] > 0,
-            "shrinkage": s["shrinkage"] in functional.SHRINKAGES,
-            "receptive_field": type(s["receptive_field"]) is int
-            and s["receptive_field"] >= 1
-            and s["receptive_field"] % 2 == 1,
-            "step": s["step"] in ("whiten", "lipschitz")
-            or (type(s["step"]) in (int, float) and 0 < s["step"] < math.inf),
-            "max_atoms": s["max_atoms"] is None or (type(s["max_atoms"]) is int and s["max_atoms"] >= 1),
-            "backend": s["backend"] in functional.BACKENDS,
+            "shrinkage": self.shrinkage in functional.SHRINKAGES,
+            "receptive_field": type(field) is int and field >= 1 and field % 2 == 1,
+            "step": step in ("whiten", "lipschitz") or (type(step) in (int, float) and 0 < step < math.inf),
+            "max_atoms": atoms is None or (type(atoms) is int and atoms >= 1),
+            "backend": self.backend in functional.BACKENDS,
             "ridge": 0 < s["ridge"] < math.inf,
         }
         for name, good in checks.items():

@@ -4,7 +4,7 @@ The error of their reconstruction, which training makes small, is the anomaly: s
 et al., *Improving Unsupervised Defect Segmentation by Applying Structural Similarity to Autoencoders*, 2018).
 """
 
-from __future__ import annotations
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,18 +14,16 @@ from fsad.errors import NotAdaptedError
 from fsad.maml import Autoencoder
 
 
+@dataclass(eq=False)
 class TrainedAutoencoder:
-    """A baseline on pictures (N, 3, S, S), S a multiple of 16.
+    """A baseline on pictures (N, 3, S, S), S a multiple of 16."""
 
-    Args:
-        structural: the error is 1 - SSIM, not squared.
-        updates, batch, rate: of Adam.
-    """
+    structural: bool  # the error is 1 - SSIM, not squared
+    updates: int = 2000  # of Adam
+    batch: int = 8
+    rate: float = 1e-3
 
-    def __init__(self, structural: bool, updates: int = 2000, batch: int = 8, rate: float = 1e-3) -> None:
-        self.structural, self.updates, self.batch, self.rate = structural, updates, batch, rate
-
-    def fit(self, pictures: Tensor) -> TrainedAutoencoder:
+    def fit(self, pictures: Tensor) -> "TrainedAutoencoder":
         """Train; the same pictures give the same network, on the same machine."""
         self._network = Autoencoder().to(pictures)
         optimizer = torch.optim.Adam(self._network.parameters(), self.rate)
@@ -46,9 +44,7 @@ class TrainedAutoencoder:
 
     def _errors(self, pictures: Tensor) -> Tensor:
         output = self._network(pictures)
-        if self.structural:
-            return 1 - ssim(output, pictures)
-        return (output - pictures).square().mean(1)
+        return 1 - ssim(output, pictures) if self.structural else (output - pictures).square().mean(1)
 
 
 def ssim(one: Tensor, other: Tensor) -> Tensor:

@@ -4,15 +4,13 @@ The state of a training is its weights, its optimizer's moments and the number o
 and noise depend on their numbers alone. So a resumed training goes on bit for bit as it would have.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,34 +20,26 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from fsad.backbones import usable_device
 from fsad.episodes import Episode, Episodes, Numbers
 from fsad.errors import DivergedError, InputError, ModelFileError
+from fsad.figures import TrainingLog
 from fsad.model_file import read_model, write_model
-from fsad.training_log import TrainingLog
 
 CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: one update is a step of AdamW on the mean loss of some episodes.
+    """How long and how fast: one update is a step of AdamW on the mean loss of some episodes."""
 
-    Args:
-        updates: of the weights, altogether; with 0 they stay untrained.
-        episodes: per update and process.
-        rate: AdamW's learning rate after ``warm_up`` updates, from where it falls to 0 as a half cosine.
-        decay: AdamW's weight decay.
-        clip: the gradient's norm is cut to this.
-        every: updates between checkpoints.
-    """
-
-    updates: int = 1000
-    episodes: int = 1
-    rate: float = 1e-3
+    updates: int = 1000  # of the weights, altogether; with 0 they stay untrained
+    episodes: int = 1  # per update and process
+    rate: float = 1e-3  # AdamW's, after ``warm_up`` updates, from where it falls to 0 as a half cosine
     warm_up: int = 50
-    decay: float = 1e-4
-    clip: float = 1.0
-    every: int = 50
+    decay: float = 1e-4  # AdamW's weight decay
+    clip: float = 1.0  # the gradient's norm is cut to this
+    every: int = 50  # updates between checkpoints
 
     def __post_init__(self) -> None:
         if min(self.episodes, self.every) < 1 or min(self.updates, self.warm_up, self.decay) < 0:
@@ -91,22 +81,17 @@ class EpisodicTrainer:
     ) -> None:
         self.schedule, self.episodes, self.folder = schedule or Schedule(), episodes, Path(folder)
         self.workers = workers
-        self.rank, self.world = _join_processes(device)
-        self.device = _device(device, self.rank)
+        self.rank, self.world, self.device = _join_processes(device)
         self.loss = loss.to(self.device).train()
         trained = [p for p in loss.parameters() if p.requires_grad]
         if not trained:
             raise InputError("there is nothing to train: no parameter requires a gradient")
-        self.optimizer = torch.optim.AdamW(
-            trained, lr=self.schedule.rate, weight_decay=self.schedule.decay, foreach=False
-        )
+        rate, decay = self.schedule.rate, self.schedule.decay
+        self.optimizer = torch.optim.AdamW(trained, rate, weight_decay=decay, foreach=False)
         self.update = 0  # the next one
-        described = {
-            "schedule": {k: v for k, v in asdict(self.schedule).items() if k != "every"},
-            "episodes": episodes.describe(),
-            "world": self.world,
-            **(settings or {}),
-        }
+        pace = {name: value for name, value in asdict(self.schedule).items() if name != "every"}
+        described = {"schedule": pace, "episodes": episodes.describe(), "world": self.world}
+        described |= settings or {}
         self.settings: dict[str, Any] = json.loads(json.dumps(described))  # as a checkpoint gives them back
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +100,7 @@ class EpisodicTrainer:
     def checkpoint(self) -> Path:
         return self.folder / CHECKPOINT
 
-    def resume(self) -> EpisodicTrainer:
+    def resume(self) -> "EpisodicTrainer":
         """Take up the training that the folder's checkpoint holds.
 
         Raises:
@@ -124,25 +109,19 @@ class EpisodicTrainer:
         """
         if not self.checkpoint.exists():
             raise InputError(f"{self.folder} holds no {CHECKPOINT} to resume from; train without resuming")
-        tensors, saved = read_model(self.checkpoint)
-        if saved.get("kind") != "EpisodicTrainer":
-            raise ModelFileError(f"{self.checkpoint} holds {saved.get('kind')}, not a training")
-        differences = _differences(saved["settings"], self.settings)
-        if differences:
-            raise InputError(
-                f"the training in {self.folder} was begun with other settings: {'; '.join(differences)}; "
-                "resume it with its own, or begin another in a new folder"
-            )
+        tensors, saved = read_model(self.checkpoint, "EpisodicTrainer")
+        if differences := "; ".join(_differences(saved["settings"], self.settings)):
+            begun = f"the training in {self.folder} was begun with other settings: {differences}"
+            raise InputError(f"{begun}; resume it with its own, or begin another in a new folder")
         try:
             self._restore(tensors)
         except (KeyError, RuntimeError, ValueError) as error:
-            raise ModelFileError(
-                f"{self.checkpoint} holds weights of another network: {' '.join(str(error).split())[:300]}"
-            ) from error
+            reason = " ".join(str(error).split())[:300]
+            raise ModelFileError(f"{self.checkpoint} holds weights of another network: {reason}") from error
         self.update = saved["update"]
         return self
 
-    def train(self, progress: Callable[[dict[str, float]], object] = lambda row: None) -> EpisodicTrainer:
+    def train(self, progress: Callable[[dict[str, float]], object] = lambda row: None) -> "EpisodicTrainer":
         """Train to the end of the schedule; SIGTERM and Ctrl-C save first.
 
         Args:
@@ -154,9 +133,8 @@ class EpisodicTrainer:
             KeyboardInterrupt, SystemExit: after a signal, once the checkpoint is written.
         """
         if self.update == 0 and self.rank == 0 and self.checkpoint.exists():
-            raise InputError(
-                f"{self.folder} already holds a training: resume it, or begin another in a new folder"
-            )
+            advice = "resume it, or begin another in a new folder"
+            raise InputError(f"{self.folder} already holds a training: {advice}")
         numbers = Numbers(self.update, self.schedule.updates, self.schedule.episodes, self.rank, self.world)
         loader = DataLoader(self.episodes, batch_size=None, sampler=numbers, num_workers=self.workers)
         parallel = DistributedDataParallel(self.loss) if self.world > 1 else self.loss
@@ -172,7 +150,7 @@ class EpisodicTrainer:
                         self.save()
                     raise
                 if log is not None:
-                    log.add(row)
+                    log.rows.append(row)
                     progress(row)
                 stop = self._agree(received)
                 done = self.update == self.schedule.updates
@@ -186,28 +164,30 @@ class EpisodicTrainer:
                     raise SystemExit(128 + stop)
         return self
 
-    def _update(
-        self, parallel: nn.Module, episodes: Iterator[Episode]
-    ) -> tuple[dict[str, float], Episode, Tensor]:
+    def _update(self, parallel: nn.Module, episodes: Iterator[Episode]) -> tuple[Any, Episode, Tensor]:
+        """The row to log; an episode, and its sample."""
         count = self.schedule.episodes
         sums: dict[str, Tensor] = {}
         self.optimizer.zero_grad()
         for i in range(count):
             episode = next(episodes)
             # Gradients are exchanged once an update, not once an episode.
-            alone: AbstractContextManager[Any] = nullcontext()
-            if isinstance(parallel, DistributedDataParallel) and i < count - 1:
-                alone = parallel.no_sync()
-            with alone, torch.autocast(self.device.type, torch.bfloat16, self._has_bfloat16()):
+            exchanges = i == count - 1 or not isinstance(parallel, DistributedDataParallel)
+            alone: Any = nullcontext() if exchanges else parallel.no_sync()  # type: ignore[operator]
+            with alone, self._autocast():
                 pictures = [tensor.to(self.device) for tensor in episode[:3]]
                 result = parallel(*pictures, episode.number)
                 (result["loss"] / count).backward()
             sample = result.pop("sample")
             for name, value in result.items():
                 sums[name] = sums.get(name, 0) + value.detach() / count
-        parameters = self.optimizer.param_groups[0]["params"]
-        norm = nn.utils.clip_grad_norm_(parameters, self.schedule.clip)
-        row = {"update": float(self.update), **self._mean(sums), "gradient": float(norm)}
+        norm = nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], self.schedule.clip)
+        means = torch.stack([value.float() for value in sums.values()])
+        if self.world > 1:
+            distributed.all_reduce(means)
+            means /= self.world
+        row = {"update": float(self.update), **dict(zip(sums, means.tolist(), strict=True))}
+        row["gradient"] = float(norm)
         wrong = [name for name, value in row.items() if not math.isfinite(value)]
         if wrong:
             raise DivergedError(
@@ -220,14 +200,6 @@ class EpisodicTrainer:
         self.update += 1
         return row, episode, sample
 
-    def _mean(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Over all processes."""
-        stacked = torch.stack([value.float() for value in values.values()])
-        if self.world > 1:
-            distributed.all_reduce(stacked)
-            stacked /= self.world
-        return dict(zip(values, stacked.tolist(), strict=True))
-
     def _agree(self, received: list[int]) -> int:
         """The signal that any process received, for all to stop at the same update; 0 if there is none."""
         number = torch.tensor(received[-1] if received else 0, device=self.device)
@@ -235,8 +207,9 @@ class EpisodicTrainer:
             distributed.all_reduce(number, distributed.ReduceOp.MAX)
         return int(number)
 
-    def _has_bfloat16(self) -> bool:
-        return self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    def _autocast(self) -> torch.autocast:
+        able = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.autocast(self.device.type, torch.bfloat16, able)
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
@@ -251,33 +224,26 @@ class EpisodicTrainer:
         state = self.optimizer.state_dict()
         for i, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
             moments = {name: tensors[f"optimizer.{i}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
-            if moments["exp_avg"].shape != parameter.shape:
-                raise ValueError(
-                    f"moment {i} is {tuple(moments['exp_avg'].shape)}, not {tuple(parameter.shape)}"
-                )
+            shape = moments["exp_avg"].shape
+            if shape != parameter.shape:
+                raise ValueError(f"moment {i} is {tuple(shape)}, not {tuple(parameter.shape)}")
             state["state"][i] = moments
         self.loss.load_state_dict(weights)
         self.optimizer.load_state_dict(state)
 
 
-def _join_processes(device: str) -> tuple[int, int]:
-    """Rank and number of processes; joins those that ``torchrun`` started."""
-    if "WORLD_SIZE" not in os.environ:
-        return 0, 1
-    if not distributed.is_initialized():
-        on_gpu = device != "cpu" and torch.cuda.is_available()
-        distributed.init_process_group("nccl" if on_gpu else "gloo")
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def _device(name: str, rank: int) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"torch {torch.__version__} finds no usable GPU here; take device='cpu' or 'auto'")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", rank))
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+def _join_processes(name: str) -> tuple[int, int, torch.device]:
+    """Rank, number and device of the processes; joins those that ``torchrun`` started."""
+    on_cpu, rank, world = usable_device(name) == "cpu", 0, 1
+    if "WORLD_SIZE" in os.environ:
+        if not distributed.is_initialized():
+            distributed.init_process_group("gloo" if on_cpu else "nccl")
+        rank, world = distributed.get_rank(), distributed.get_world_size()
+    if on_cpu:
+        return rank, world, torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
+    torch.cuda.set_device(device)
+    return rank, world, device
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -127,7 +127,10 @@ def ucsd(root: Path, name: str) -> list[VideoCategory]:
         ranges = re.findall(r"gt_frame\s*=\s*\[(.*?)\]", table.read_text("latin-1"))
         if len(ranges) != len(names):
             raise InputError(f"{display_name(table)} lists {len(ranges)} videos; {len(names)} are beside it")
-        truth = {clip: _in_ranges(text, len(clips[clip])) for clip, text in zip(names, ranges, strict=True)}
+        truth = {clip: np.zeros(len(clips[clip]), dtype=bool) for clip in names}
+        for clip, text in zip(names, ranges, strict=True):  # '5:90, 140': frames 5 to 90, from 1 on, and 140
+            for first, last in re.findall(r"(\d+)(?:\s*:\s*(\d+))?", text):
+                truth[clip][int(first) - 1 : int(last or first)] = True
     else:
         masks = {clip: clips.get(f"{clip}_gt", []) for clip in names}
         truth = {clip: np.array([load_image(mask).any() for mask in masks[clip]]) for clip in names}
@@ -155,9 +158,8 @@ def shanghaitech(root: Path) -> list[VideoCategory]:
     for clip, frames in _clips(testing / "frames").items():
         name = clip.split("_")[0]
         if name not in scenes:
-            raise InputError(
-                f"{display_name(training)} has no videos {name}_*.avi, nor folders of their frames"
-            )
+            missing = f"videos {name}_*.avi, nor folders of their frames"
+            raise InputError(f"{display_name(training)} has no {missing}")
         anomalous = _array(testing / "test_frame_mask" / f"{clip}.npy").ravel() != 0
         scenes[name].test.append(_video(testing / "frames" / clip, frames, anomalous))
     return list(scenes.values())
@@ -165,9 +167,7 @@ def shanghaitech(root: Path) -> list[VideoCategory]:
 
 def _clips(folder: Path) -> dict[str, Frames]:
     """The videos in a folder by name: folders of pictures, and .avi files without such a folder beside them.
-
-    Frames may be called 000 ... 999, 1000: shorter names go first.
-    """
+    Frames may be called 000 ... 999, 1000: shorter names go first."""
     found: dict[str, Frames] = {}
     for path in entries(folder):
         if path.is_dir():
@@ -185,14 +185,6 @@ def _video(path: Path, frames: Frames, anomalous: np.ndarray) -> Video:
     if len(frames) != len(anomalous):
         raise InputError(f"{display_name(path)}: {len(frames)} frames, but truth for {len(anomalous)}")
     return Video(path.name, frames, anomalous)
-
-
-def _in_ranges(text: str, count: int) -> np.ndarray:
-    """MATLAB's '5:90, 140' as bool (count,): frames 5 to 90, counted from 1, and 140."""
-    anomalous = np.zeros(count, dtype=bool)
-    for first, last in re.findall(r"(\d+)(?:\s*:\s*(\d+))?", text):
-        anomalous[int(first) - 1 : int(last or first)] = True
-    return anomalous
 
 
 def _array(path: Path) -> np.ndarray:

@@ -5,8 +5,6 @@ explode, with the Lipschitz step it would hardly move. Whitening the channels by
 moment flattens the spectrum. It is a 1×1 convolution, so patches stay gathers from a map.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
