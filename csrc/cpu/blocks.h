@@ -147,8 +147,7 @@ inline Real sum_of_lanes(Vector<Real> vector) {
 
 // c_i = or += ⟨a_i, b⟩; c is strided.
 template <class Real>
-inline void inner_products(int64_t rows, Rows<Real> a, int64_t depth, const Real* b,
-                           Target<Real> target) {
+inline void inner_products(int64_t rows, Rows<Real> a, int64_t depth, const Real* b, Target<Real> target) {
   constexpr int lanes = kLanes<Real>;
   for_each_block<4>(rows, [&](int64_t first, auto count) {
     constexpr int kRows = decltype(count)::value;
