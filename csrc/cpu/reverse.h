@@ -85,7 +85,7 @@ void reverse(const IstcBackward<Real>& p, const Stream<Real>& stream, Body body,
       const int64_t count = std::min(stream.slots(), stream.groups() - round);
       stream.for_each(count, 1, [&](int64_t i, int64_t) { query_side(round + i, i); });
       const int64_t grain = kThreadWork / (step * p.width * stream.plan.lanes * count) + 1;
-      torch::stable::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) {
+      parallel_for(tiles, grain, [&](int64_t begin, int64_t end) {
         const int64_t first = begin * step, atoms = std::min(end * step, p.atoms) - first;
         for (int64_t i = 0; i < count; ++i) {
           stream.with_group(round + i, [&](int64_t task, int64_t, const Panels<Real>& panels) {
@@ -95,7 +95,7 @@ void reverse(const IstcBackward<Real>& p, const Stream<Real>& stream, Body body,
       });
     }
   }
-  torch::stable::parallel_for(0, p.tasks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(p.tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const PatchMap<Real> queries = writable(p.query_map, p.grad_queries);
       scatter_rows<Real>(queries, queries.data + task * queries.task_size(), nullptr, p.queries,

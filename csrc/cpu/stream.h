@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "diagonals.h"
+#include "threads.h"
 
 namespace fsad {
 inline namespace FSAD_ISA {
@@ -113,12 +114,6 @@ struct Tile {
   }
 };
 
-inline int64_t thread_index() {
-  uint32_t index;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_thread_idx(&index));
-  return index;
-}
-
 // The problem, its plan, and what the threads share of it.
 template <class Real>
 class Stream {
@@ -156,7 +151,7 @@ class Stream {
       for (int64_t i = 0; i < count; ++i) body(i, int64_t(0));
       return;
     }
-    torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(count, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) body(i, thread_index());
     });
   }
@@ -170,7 +165,7 @@ class Stream {
       stream(task, panels, 0, p.atoms, thread_index(), totals, size, rule);
       return;
     }
-    torch::stable::parallel_for(0, plan.splits, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(plan.splits, 1, [&](int64_t begin, int64_t end) {
       const int64_t tiles = (p.atoms + tile_atoms(p.width) - 1) / tile_atoms(p.width);
       for (int64_t split = begin; split < end; ++split) {
         const int64_t first = split * tiles / plan.splits * tile_atoms(p.width);
