@@ -16,6 +16,7 @@ from problem import products
 from torch import Tensor, nn
 
 import fsad
+from fsad.dictionary import Dictionary
 from fsad.procedural import ProceduralTask
 
 SIZE, SHOTS, QUERIES, CHAIN = 64, 10, 4, 5
@@ -75,14 +76,15 @@ class Training:
         if contender == "without coding":
             energy: Energy = partial(self._without_coding, support)
         else:
-            energy = partial(self._coded, fsad.SparseCodingLayer(backend=BACKENDS[contender]), support)
+            layer = fsad.SparseCodingLayer(backend=BACKENDS[contender])
+            energy = partial(self._coded, layer, layer.dictionary(support[None]))
         sample = self._sample(energy)
         reconstruction = (sample - self.normal).square().mean()
         contrast = energy(self.normal).mean() - energy(sample.detach()).mean()
         (reconstruction + contrast).backward()
 
-    def _coded(self, layer: fsad.SparseCodingLayer, support: Tensor, images: Tensor) -> Tensor:
-        return layer(self.network(images), support).energy.mean((1, 2))
+    def _coded(self, layer: fsad.SparseCodingLayer, dictionary: Dictionary, images: Tensor) -> Tensor:
+        return layer(self.network(images)[None], dictionary).energy[0].mean((1, 2))
 
     def _without_coding(self, support: Tensor, images: Tensor) -> Tensor:
         return (self.network(images) - support.mean(0)).square().mean((1, 2, 3))

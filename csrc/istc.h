@@ -78,6 +78,7 @@ struct IstcDoubleBackward : IstcBackward<Real> {
   const Real* tangent_queries;  // as query_map
   const Real* tangent_scale;    // (T, n)
   const Real* tangent_atoms;    // as atom_map, or null for zero
+  const Real* energy_factors;   // (2, T, n), w and κ: r_N gets the adjoint w·ṙ_N + κ·G; or null; CPU alone
   Real* grad_grad_residual;     // (T, n, d)
 };
 

@@ -263,13 +263,17 @@ std::tuple<Tensor, Tensor, Tensor> istc_backward(const Tensor& grad_residual, co
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> istc_double_backward(
     const Tensor& tangent_queries, const Tensor& tangent_scale, const std::optional<Tensor>& tangent_atoms,
-    const Tensor& grad_residual, const Tensor& history, const Tensor& queries, const Tensor& scale,
-    const Tensor& atoms, const std::optional<Tensor>& atom_index, const Tensor& step,
-    const std::vector<double>& lambdas, const std::vector<double>& taus, int64_t shrinkage,
-    int64_t receptive_field, bool allow_tf32, bool need_atoms) {
+    const std::optional<Tensor>& energy_factors, const Tensor& grad_residual, const Tensor& history,
+    const Tensor& queries, const Tensor& scale, const Tensor& atoms, const std::optional<Tensor>& atom_index,
+    const Tensor& step, const std::vector<double>& lambdas, const std::vector<double>& taus,
+    int64_t shrinkage, int64_t receptive_field, bool allow_tf32, bool need_atoms) {
   const Problem problem{queries, scale, atoms,     atom_index,      step,
                         lambdas, taus,  shrinkage, receptive_field, allow_tf32};
   problem.check();
+  STD_TORCH_CHECK(!energy_factors || queries.is_cpu(), "fsad: energy_factors are for the CPU kernels alone");
+  if (energy_factors) {
+    check_like("energy_factors", *energy_factors, queries, {2, scale.size(0), scale.size(1)});
+  }
   check_like("grad_residual", grad_residual, queries, problem.rows());
   check_like("history", history, queries, problem.history());
   check_like("tangent_queries", tangent_queries, queries, sizes(queries));
@@ -284,6 +288,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> istc_double_backward(
     p.tangent_queries = read<Real>(tangent_queries);
     p.tangent_scale = read<Real>(tangent_scale);
     p.tangent_atoms = tangent_atoms ? read<Real>(*tangent_atoms) : nullptr;
+    p.energy_factors = energy_factors ? read<Real>(*energy_factors) : nullptr;
     p.grad_grad_residual = write<Real>(grad_grad);
     FSAD_CALL(istc_double_backward, Real, p, queries);
   });
@@ -352,7 +357,8 @@ STABLE_TORCH_LIBRARY(fsad, m) {
       "int receptive_field, bool allow_tf32, bool need_atoms) -> (Tensor, Tensor, Tensor)");
   m.def(
       "istc_double_backward(Tensor tangent_queries, Tensor tangent_scale, Tensor? tangent_atoms, "
-      "Tensor grad_residual, Tensor history, Tensor queries, Tensor scale, Tensor atoms, "
+      "Tensor? energy_factors, Tensor grad_residual, Tensor history, Tensor queries, Tensor scale, Tensor "
+      "atoms, "
       "Tensor? atom_index, Tensor step, float[] lambdas, float[] taus, int shrinkage, "
       "int receptive_field, bool allow_tf32, bool need_atoms) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("peak_atom(Tensor queries, Tensor atoms, Tensor? atom_index, int receptive_field) -> Tensor");

@@ -43,6 +43,16 @@ def test_gradcheck(case: Case) -> None:
     check_derivatives(case)
 
 
+@pytest.mark.parametrize("case", GRID[::9], ids=str)
+def test_energy_where_the_double_backward_leaves_its_share_out(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, whose kernels do not take it along."""
+    monkeypatch.setattr(fsad_ext.ops, "FUSED", ())
+    check_float64(case)
+    check_derivatives(case)
+
+
 @pytest.mark.parametrize("case", [SHAPES[1], SHAPES[5]], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_opcheck(case: Case, dtype: torch.dtype) -> None:

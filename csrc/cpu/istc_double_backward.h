@@ -1,5 +1,6 @@
 // Double backward: with v a cotangent of z̄, ⟨v, z̄⟩ = ⟨G, ṙ_N⟩ where ṙ is the tangent of the iteration along
-// ż = v (and Ḋ for a cotangent of D̄). So it is the reverse pass over the iteration on dual numbers.
+// ż = v (and Ḋ for a cotangent of D̄). So it is the reverse pass over the iteration on dual numbers. If G is
+// the gradient w·r_N of an energy, it moves with r_N, which gets an adjoint besides: one pass serves both.
 #pragma once
 
 #include "istc_backward.h"
@@ -11,7 +12,7 @@ inline namespace FSAD_ISA {
 // α_{m+1}, α̇_{m+1} before them if the dictionary gradient is wanted.
 template <class Real>
 struct DualArrays {
-  Real *patches, *patch_tangents, *scale, *scale_tangent;
+  Real *patches, *patch_tangents, *scale, *scale_tangent, *factor;
   Real* query_tangent;
   Real *residuals, *residual_tangents;  // tiles: ηr_0 … ηr_{N−1} and ηṙ_0 … ηṙ_{N−1}, then ṙ_N
   Real* adjoints;                       // pairs of tiles: −r'_0, −ṙ'_0, −r'_1, … −ṙ'_N
@@ -26,6 +27,7 @@ struct DualArrays {
         patch_tangents(carver.take(tile_numbers<Real>(p.width, lanes))),
         scale(carver.take(lanes)),
         scale_tangent(carver.take(lanes)),
+        factor(carver.take(lanes)),
         query_tangent(carver.take(tile_numbers<Real>(p.width, lanes))),
         residuals(carver.take(p.iterations * tile_numbers<Real>(p.width, lanes))),
         residual_tangents(carver.take((p.iterations + 1) * tile_numbers<Real>(p.width, lanes))),
@@ -82,7 +84,7 @@ void differentiate(const IstcDoubleBackward<Real>& p, const Stream<Real>& stream
   }
 }
 
-// Adjoints of tangents carry a dot. From ṙ'_N = G, r'_N = 0, for m = N−1 … 0:
+// Adjoints of tangents carry a dot. From ṙ'_N = G, r'_N = 0 or wṙ_N + κG, for m = N−1 … 0:
 //   α̇' −= Dᵀṙ'_{m+1};  α' −= Dᵀr'_{m+1} + Ḋᵀṙ'_{m+1};  D̄ −= α_{m+1} r'_{m+1}ᵀ + α̇_{m+1} ṙ'_{m+1}ᵀ
 //   u̇' = σ'(u) α̇';  u' = σ'(u) α' + σ''(u) u̇ α̇'   (the next α̇', α')
 //   ṙ'_m = ηDu̇';  r'_m = ηDu' + ηḊu̇';  D̄ += η(u' r_mᵀ + u̇' ṙ_mᵀ)
@@ -100,7 +102,9 @@ void reverse_dual(const IstcDoubleBackward<Real>& p, const Stream<Real>& stream,
       if (m < last) {
         std::copy_n(own.u(m + 1) + tile.at(), tile.size(), bar);
         std::copy_n(own.u_tangent(m + 1) + tile.at(), tile.size(), bar_tangent);
-        tile.products(tile.atoms, after, bar, true);
+      }
+      if (m < last || p.energy_factors) {
+        tile.products(tile.atoms, after, bar, m < last);
       } else {
         std::fill_n(bar, tile.size(), Real(0));
       }
@@ -147,9 +151,15 @@ void double_backward_group(const IstcDoubleBackward<Real>& p, const Stream<Real>
              p.grad_grad_residual + row * p.width);
 
   Real* end = own.adjoints + 2 * p.iterations * tile_size;
-  std::fill_n(end, tile_size, Real(0));
   load_rows(panels, p.grad_residual + row * p.width, p.width, end + tile_size);
-  scale_tile(end + tile_size, Real(-1), tile_size, end + tile_size);
+  std::fill_n(end, tile_size, Real(0));
+  if (p.energy_factors) {
+    load_scale(p, p.energy_factors, task, first, panels, own.factor);
+    scale_lanes(panels, own.residual_tangents + p.iterations * tile_size, own.factor, p.width, true, end);
+    load_scale(p, p.energy_factors + p.tasks * p.queries, task, first, panels, own.factor);
+    scale_lanes(panels, end + tile_size, own.factor, p.width, true, end);
+  }
+  scale_tile(end, Real(-1), 2 * tile_size, end);
   reverse_dual<Real, shrinkage>(p, stream, task, panels, own);
 
   std::fill_n(own.bar, tile_size, Real(0));

@@ -18,7 +18,8 @@ inline int64_t tile_atoms(int64_t width) { return width <= 256 ? kMostAtoms : kM
 constexpr int64_t kDepth = 256;
 
 // Lanes of a group of queries. Atoms come from the outer caches once a group, so more is better, but the
-// group's own numbers (arrays × k × lanes) should not all go out to memory.
+// group's own numbers (arrays × k × lanes) should not all go out to memory. With a dictionary gradient twice
+// as many: each group also reads and writes all of its sum (k × d).
 constexpr int64_t kMostLanes = 64;
 constexpr int64_t kGroupBytes = int64_t(4) << 20;
 
@@ -46,7 +47,8 @@ struct Plan {
     const int64_t tiles = atoms / (2 * tile_atoms(width)),
                   worth = work * std::min(queries, kMostLanes) / kThreadWork;
     splits = panels < kFewPanels ? std::max<int64_t>(std::min({kPieces / panels, tiles, worth}), 1) : 1;
-    const int64_t affordable = kGroupBytes / (std::max<int64_t>(arrays * atoms, 1) * sizeof(Real));
+    const int64_t affordable =
+        (sums_over_queries ? 2 : 1) * kGroupBytes / (std::max<int64_t>(arrays * atoms, 1) * sizeof(Real));
     lanes = std::clamp(affordable / block * block, block, kMostLanes);
     if (splits == 1) {
       const int64_t wanted = sums_over_queries ? kFewPanels : 2 * int64_t(torch::stable::get_num_threads());

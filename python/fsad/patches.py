@@ -49,29 +49,33 @@ def spectral_norm(
     """Largest singular value ‖D‖₂ of the dictionary of patches, (T,), a constant in derivatives.
 
     Power iteration on DDᵀ that never forms a patch: Dᵀv is the map times the l² columns of v, summed
-    along shifts. The estimate approaches from below, so 1 % is added.
+    along shifts; for l = 1 DDᵀ is small and formed once. The estimate approaches from below, so 1 % is added.
     """
     maps = maps.detach()
     tasks, images, height, width, channels = maps.shape
     rows = maps.reshape(tasks, -1, channels)
-    if receptive_field == 1:  # single positions have no neighbours: one row of them is quicker
-        images, height, width = 1, 1, rows.shape[1]
-    keep = None
+    keep = maps.new_ones(tasks, rows.shape[1])
     if atom_index is not None:
-        keep = maps.new_zeros(tasks, rows.shape[1]).scatter_(1, atom_index, 1.0)
-        keep = keep.view(tasks * images, 1, height, width)
-    # Any start that no singular vector is orthogonal to; fixed, so that results repeat.
-    start = torch.arange(1, channels * receptive_field**2 + 1, device=maps.device, dtype=maps.dtype)
-    v = (start * 12.9898).sin().view(1, channels, -1).repeat(tasks, 1, 1)
-    norm, margin = v.flatten(1).norm(dim=1), receptive_field // 2
-    for _ in range(iterations):
-        v = v / norm.clamp_min(torch.finfo(v.dtype).tiny)[:, None, None]
+        keep = torch.zeros_like(keep).scatter_(1, atom_index, 1.0)
+    margin = receptive_field // 2
+    gram = rows.mT @ (keep[..., None] * rows) if receptive_field == 1 else None
+
+    def dictionary_twice(v: Tensor) -> Tensor:
+        """DDᵀv, (T, c, l²)."""
+        if gram is not None:
+            return gram @ v
         # Fold and unfold count offsets from the other side than patches do.
         shares = (rows @ v).view(tasks * images, height * width, -1).flip(-1).mT
         response = F.fold(shares, (height, width), receptive_field, padding=margin)
-        if keep is not None:
-            response = response * keep
+        response = response * keep.view(tasks * images, 1, height, width)
         spread = F.unfold(response, receptive_field, padding=margin).mT.flip(-1)
-        v = rows.mT @ spread.reshape(tasks, -1, receptive_field**2)
+        return rows.mT @ spread.reshape(tasks, -1, receptive_field**2)
+
+    # Any start that no singular vector is orthogonal to; fixed, so that results repeat.
+    start = torch.arange(1, channels * receptive_field**2 + 1, device=maps.device, dtype=maps.dtype)
+    v = (start * 12.9898).sin().view(1, channels, -1).repeat(tasks, 1, 1)
+    norm = v.flatten(1).norm(dim=1)
+    for _ in range(iterations):
+        v = dictionary_twice(v / norm.clamp_min(torch.finfo(v.dtype).tiny)[:, None, None])
         norm = v.flatten(1).norm(dim=1)
     return 1.01 * norm.sqrt()

@@ -170,10 +170,9 @@ class SparseCodingLayer(StoredDictionary):
             peak = torch.where(peak > 0, peak, torch.ones_like(peak))
         options |= {"step": step, "tau": self.taus, "shrinkage": self.shrinkage}
         scale = None if peak is None else peak.reciprocal()
-        residual = functional.sparse_code(queries, atoms, self.lambdas, scale=scale, **options)
+        residual, energy = functional.sparse_energy(queries, atoms, self.lambdas, scale=scale, **options)
         if peak is not None:
             residual = residual * peak.view(tasks, images, 1, height, width)
-        energy = residual.square().mean(2)
         self._guard(energy, queries)
         rebuilt = self._reconstruct(queries, residual, whitener) if rebuild else None
         alphas = self._codes(queries, dictionary, peak) if codes else None
