@@ -49,6 +49,7 @@ def _farthest_points(points: Tensor, count: int) -> Tensor:
     Starts with the point farthest from the mean. All points if there are no more than ``count``."""
     if len(points) <= count:
         return torch.arange(len(points), device=points.device)
+    columns = points.T.contiguous().T  # a product with few and long columns is the quicker one
     half_square = points.square().sum(1) / 2
     chosen = torch.empty(count, dtype=torch.int64, device=points.device)
     farthest = (points - points.mean(0)).square().sum(1).argmax()
@@ -57,9 +58,9 @@ def _farthest_points(points: Tensor, count: int) -> Tensor:
     for i in range(count):
         chosen[i] = farthest
         offset = half_square + half_square[farthest]
-        torch.minimum(distance, torch.addmv(offset, points, points[farthest], alpha=-1), out=distance)
+        torch.minimum(distance, torch.addmv(offset, columns, points[farthest], alpha=-1), out=distance)
         distance[farthest] = -torch.inf  # never twice, also among duplicates
-        farthest = distance.argmax()
+        farthest = distance.max(0).indices  # argmax takes four times as long
     return chosen.sort().values
 
 
