@@ -194,6 +194,13 @@ def test_dictionary_gradients_are_computed_only_if_asked_for(monkeypatch: pytest
         asked.clear()
 
 
+def test_subnormals_are_zero_in_the_kernels_and_nowhere_else() -> None:
+    tiny = torch.full((300_000, 2), 1e-40)  # enough for all of torch's threads
+    residual = functional.istc(tiny, torch.eye(2), [0.0], step=0.5, tau=None, shrinkage="none")
+    assert residual.count_nonzero() == 0
+    assert (tiny / 2).count_nonzero() == tiny.numel()
+
+
 SAME_COMPARISONS = (
     "test_float64_equals_reference or test_float32_errs or test_peak or test_results_do_not or leaving_out"
 )
