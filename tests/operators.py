@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,14 +60,21 @@ class Case:
         chosen = [torch.randperm(maps * height * width, generator=generator) for _ in range(tasks)]
         return torch.stack([order[: self.atoms] for order in chosen]).to(device)
 
-    def code(self, *tensors: Tensor, backend: str, **named: Tensor) -> Tensor:
-        return self.energy(*tensors, backend=backend, **named)[0]
+    def code(self, *arguments: Any, **named: Any) -> Tensor:
+        """The residual; arguments as in ``energy``."""
+        return self.energy(*arguments, function=functional.sparse_code, **named)
 
     def energy(
-        self, queries: Tensor, scale: Tensor, support: Tensor, backend: str, step: float = STEP
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        queries: Tensor,
+        scale: Tensor,
+        support: Tensor,
+        backend: str,
+        step: float = STEP,
+        function: Callable[..., Any] = functional.sparse_energy,
+    ) -> Any:
         """Residual and energy."""
-        return functional.sparse_energy(
+        return function(
             queries,
             support,
             LAMBDAS[: self.iterations],
@@ -135,9 +143,10 @@ def derivatives(
     inputs = list(tensors.values())
     step = torch.tensor(STEP, dtype=stored).item()
     results = {}
-    residual, _ = case.energy(**tensors, backend=backend, step=step)
+    residual = case.code(**tensors, backend=backend, step=step)
     # At a step that no iteration grows with: squares of what grew would all be of one patch.
-    _, energy = case.energy(**tensors, backend=backend, step=step / 8)
+    small_step = step / 8 if case.receptive_field == 1 else step
+    _, energy = case.energy(**tensors, backend=backend, step=small_step)
     for kind, output in (("residual", residual), ("energy", energy)):
         results[kind] = output
         gradient = random_like(output, 2).requires_grad_()

@@ -122,18 +122,8 @@ def sparse_code(
 
     Raises InputError: for shapes, dtypes, devices or settings that do not fit.
     """
-    return sparse_energy(
-        features,
-        support_features,
-        lambdas,
-        receptive_field=receptive_field,
-        atom_index=atom_index,
-        scale=scale,
-        step=step,
-        tau=tau,
-        shrinkage=shrinkage,
-        backend=backend,
-    )[0]
+    settings = receptive_field, atom_index, scale, step, tau, shrinkage, backend
+    return _sparse_code(features, support_features, lambdas, *settings, with_energy=False)[0]
 
 
 def sparse_energy(
@@ -154,6 +144,25 @@ def sparse_energy(
     On the CPU its second derivative takes one reverse pass, where that of a mean square of ``sparse_code``
     takes two. Arguments and errors as there.
     """
+    settings = receptive_field, atom_index, scale, step, tau, shrinkage, backend
+    return _sparse_code(features, support_features, lambdas, *settings, with_energy=True)
+
+
+def _sparse_code(
+    features: Tensor,
+    support_features: Tensor,
+    lambdas: Sequence[float],
+    receptive_field: int,
+    atom_index: Tensor | None,
+    scale: Tensor | None,
+    step: float | Tensor,
+    tau: float | Sequence[float] | None,
+    shrinkage: str,
+    backend: str,
+    with_energy: bool,
+) -> tuple[Tensor, Any]:
+    """Residual, and energy or None: for an energy autograd keeps the residual, which is then not the caller's
+    to change."""
     _check_floating("features", features, "support_features", support_features)
     is_single = features.dim() == 4 and support_features.dim() == 4
     if is_single:
@@ -174,7 +183,8 @@ def sparse_energy(
         allow_tf32 = features.is_cuda and features.dtype == torch.float32 and _tf32_is_allowed()
         settings = lambdas, taus, SHRINKAGES.index(shrinkage), receptive_field, allow_tf32
         inputs = queries, scale.contiguous(), atoms, index, step
-        residual, _, energy = torch.ops.fsad.istc_energy(*inputs, *settings)
+        operator = torch.ops.fsad.istc_energy if with_energy else torch.ops.fsad.istc
+        residual, _, *energies = operator(*inputs, *settings)
         # The kernels keep a patch as l² vectors of c channels; unfold's order is channel by channel.
         residual = residual.view(tasks, images, height, width, receptive_field**2, channels)
         residual = residual.permute(0, 1, 5, 4, 2, 3).flatten(2, 3)
@@ -182,10 +192,12 @@ def sparse_energy(
         queries = reference.im2col(features, receptive_field) * scale[..., None]
         atoms = dictionary_rows(support_features, atom_index, receptive_field)
         residual = reference.istc(queries, atoms, step, lambdas, taus, shrinkage)
-        energy = residual.square().mean(-1) / scale.square()
+        energies = [residual.square().mean(-1) / scale.square()] if with_energy else []
         residual = residual.mT.reshape(tasks, queries.shape[-1], images, height, width).transpose(1, 2)
-    energy = energy.view(tasks, images, height, width)
-    return (residual[0], energy[0]) if is_single else (residual, energy)
+    energy = energies[0].view(tasks, images, height, width) if energies else None
+    if is_single:
+        return residual[0], None if energy is None else energy[0]
+    return residual, energy
 
 
 def peak_correlation(
