@@ -22,7 +22,7 @@ from fsad.cli import app
 from fsad.datasets import Category, Picture, _frames, load
 from fsad.errors import InputError
 from fsad.evaluate import EXAMPLE_SIZE, Protocol, drawn, examples, run_evaluation
-from fsad.evaluation_tables import table
+from fsad.evaluation_tables import lead_table, table
 from fsad.frames import score_maps
 from fsad.images import resize
 from fsad.maml import Autoencoder
@@ -255,6 +255,22 @@ def test_tables_show_mean_and_spread_over_draws():
     lines = table(results, "image AUROC", 10).splitlines()
     assert lines[0] == "| method | network | bolt | nut | mean |"
     assert lines[2] == "| fsad | a/net.safetensors | 0.850 ± 0.071 | 0.650 ± 0.071 | 0.750 ± 0.071 |"
+
+
+def test_the_lead_is_of_the_same_categories_draws_and_shots():
+    def result(method, category, draw, shots, value, network="a"):
+        names = {"method": method, "category": category, "network": network, "dataset": "folders"}
+        return names | {"draw": draw, "shots": shots, "metrics": {"AP": value}}
+
+    runs = [(category, draw, shots) for category in ("bolt", "nut") for draw in (0, 1) for shots in (1, 5)]
+    ours = [result("fsad", *run, 0.8 + 0.01 * sum(run[1:])) for run in runs]
+    behind = {1: 0.3, 5: 0.1}  # by shots
+    pairs = list(zip(runs, ours, strict=True))[:-2]  # the last category's last draw is missing
+    theirs = [result("ridge", *run, own["metrics"]["AP"] - behind[run[2]]) for run, own in pairs]
+    alone = [result("ridge", "bolt", 0, 1, 0.1, network="b"), result("knn", "bolt", 0, 1, 0.9)]
+    lines = lead_table(ours + theirs + alone, "AP").splitlines()
+    assert lines[2:] == ["| ridge | a | +0.2000 | +0.2000 to +0.2000 |"]
+    assert lead_table(ours + alone, "AP") == "" == lead_table(ours + theirs, "AUPRO")
 
 
 def test_wrong_protocols_are_named(tmp_path):

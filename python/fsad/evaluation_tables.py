@@ -10,19 +10,23 @@ from statistics import mean, stdev
 from typing import Any
 
 from fsad.evaluate import ALL
+from fsad.metrics import confidence_interval
 from fsad.model_file import replace_csv, replace_file
 
-MEAN = "mean"
+MEAN, OURS = "mean", "fsad"
 
 
 def write_tables(results: Sequence[dict[str, Any]], folder: Path) -> str:
     """results.md, .csv and .json in ``folder``; returns the Markdown.
 
     One table a metric and number of shots: a row a method and network, a column a category, and the mean of
-    the categories; mean ± standard deviation over draws.
+    the categories; mean ± standard deviation over draws. Then, for each metric, what fsad is ahead.
     """
     each = product(_metrics(results), numbers_of_shots(results))
     tables = [f"### {metric}, {shots} shots\n\n{table(results, metric, shots)}" for metric, shots in each]
+    for metric in _metrics(results):
+        if lead := lead_table(results, metric):
+            tables.append(f"### {metric}: fsad minus another, paired\n\n{lead}")
     text = "\n\n".join(tables)
     replace_file(folder / "results.md", f"{text}\n".encode())
     replace_file(folder / "results.json", json.dumps(list(results), indent=1).encode())
@@ -51,6 +55,29 @@ def table(results: Sequence[dict[str, Any]], metric: str, shots: int) -> str:
         cells = [spread(list(row[name].values())) for name in categories]
         lines.append(_line([method, network, *cells, spread(means)]))
     return "\n".join([*lines, *_published(results, metric, shots)])
+
+
+def lead_table(results: Sequence[dict[str, Any]], metric: str) -> str:
+    """What fsad is ahead of each method on the same network, categories, draws and shots.
+
+    Mean and bootstrap interval over categories and draws, each with the mean of its shots. Empty if there is
+    nothing to compare.
+    """
+    runs: dict[tuple[str, str], dict[tuple[str, int, int], float]] = defaultdict(dict)
+    for result in results:
+        if metric in result["metrics"]:
+            run = result["category"], result["draw"], result["shots"]
+            runs[result["method"], result["network"]][run] = result["metrics"][metric]
+    lines = [_line(["method", "network", "difference", "95 % interval"]), "|---" * 4 + "|"]
+    for (method, network), theirs in runs.items():
+        ours, leads = runs.get((OURS, network), {}), defaultdict(list)
+        for run in ours.keys() & theirs.keys():
+            leads[run[:2]].append(ours[run] - theirs[run])
+        if method != OURS and len(leads) > 1:
+            values = [mean(lead) for _, lead in sorted(leads.items())]
+            low, high = confidence_interval(values)
+            lines.append(_line([method, network, f"{mean(values):+.4f}", f"{low:+.4f} to {high:+.4f}"]))
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def _line(cells: Sequence[object]) -> str:
