@@ -58,8 +58,13 @@ def _(grad_energy, residual, history, queries, scale, *rest):
 
 def _energy_gradients(grad_energy: Tensor, residual: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Of the energy by the residual, and by the scale while the residual stays."""
-    weight = 2 * grad_energy / (residual.shape[-1] * scale.square())
-    return weight[..., None] * residual, -2 * grad_energy * residual.square().mean(-1) / scale**3
+    to_scale = -2 * grad_energy * residual.square().mean(-1) / scale**3
+    return _energy_weight(grad_energy, residual, scale)[..., None] * residual, to_scale
+
+
+def _energy_weight(grad_energy: Tensor, residual: Tensor, scale: Tensor) -> Tensor:
+    """w in the residual's gradient w·r, one for each residual."""
+    return 2 * grad_energy / (residual.shape[-1] * scale.square())
 
 
 @torch.library.register_fake("fsad::istc")
@@ -155,7 +160,7 @@ def _energy_double_backward(ctx, *tangents):
     grad_energy, residual, history, *inputs = ctx.saved_tensors
     scale, need_atoms = inputs[1], _is_wanted(ctx, 5)
     cotangents = _cotangents(tangents, *inputs[:3])
-    weight = 2 * grad_energy / (residual.shape[-1] * scale.square())
+    weight = _energy_weight(grad_energy, residual, scale)
     through_scale = -2 * cotangents[1] / scale
     fused = residual.device.type in FUSED
     factors = torch.stack([weight, through_scale]) if fused else None

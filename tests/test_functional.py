@@ -117,8 +117,9 @@ def test_a_device_without_kernels_is_never_served_silently() -> None:
     features, support = torch.randn(1, 3, 4, 4, device="meta"), torch.randn(1, 3, 4, 4, device="meta")
     with pytest.raises(InputError, match="no native kernels for device 'meta'"):
         functional.sparse_code(features, support, [0.1], step=0.1, tau=1.0, backend="native")
-    with pytest.warns(UserWarning, match="no native kernels for device 'meta'"):
+    with pytest.warns(UserWarning, match="no native kernels for device 'meta'") as warned:
         functional.sparse_code(features, support, [0.1], step=0.1, tau=1.0)
+    assert warned[0].filename == __file__  # it names the caller's line
 
 
 def test_tf32_is_allowed_where_torch_allows_it_for_matrix_products() -> None:

@@ -139,7 +139,8 @@ def sparse_energy(
     shrinkage: str = "sigshrink",
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """``sparse_code`` with the energy of each patch, ([T,] B, h, w): the mean square of residual / scale.
+    """``sparse_code`` with the energy of each patch, ([T,] B, h, w): the mean square of residual / scale,
+    so no scale may be zero.
 
     On the CPU its second derivative takes one reverse pass, where that of a mean square of ``sparse_code``
     takes two. Arguments and errors as there.
@@ -253,7 +254,7 @@ def _use_native(backend: str, support: Tensor, atom_index: Tensor | None, *other
             built = f"this build has them for {', '.join(fsad_ext.DEVICES)} (see `fsad doctor`)"
             raise InputError(f"no native kernels for device {kind!r}: {built}; use backend='reference'")
         missing = f"fsad has no native kernels for device {kind!r} in this build"
-        warnings.warn(f"{missing}; running the plain PyTorch reference (see `fsad doctor`)", stacklevel=3)
+        warnings.warn(f"{missing}; running the plain PyTorch reference (see `fsad doctor`)", stacklevel=4)
         return False
     if kind == "cpu" and support.dtype not in (torch.float32, torch.float64):
         got = f"on the CPU the native kernels take float32 or float64, got {support.dtype}"

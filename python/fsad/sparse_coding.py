@@ -73,11 +73,21 @@ class SparseCodingLayer(StoredDictionary):
         backend: str = "auto",
         ridge: float = 0.1,
     ) -> None:
-        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__(receptive_field, step, ridge, normalize, max_atoms)
-        self._settings: dict[str, Any] = settings | {
+        self._settings: dict[str, Any] = {
+            "iterations": iterations,
+            "lambda_max": lambda_max,
+            "lambda_min": lambda_min,
             "schedule": schedule if isinstance(schedule, str) else [float(x) for x in schedule],
+            "sharpness": sharpness,
             "tau": tau if tau is None or isinstance(tau, (int, float)) else [float(t) for t in tau],
+            "shrinkage": shrinkage,
+            "receptive_field": receptive_field,
+            "step": step,
+            "normalize": normalize,
+            "max_atoms": max_atoms,
+            "backend": backend,
+            "ridge": ridge,
         }
         self.shrinkage, self.backend, self.relative = shrinkage, backend, schedule == "relative"
         self._check_settings()

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from fsad.backbones import usable_device
 from fsad.episodes import Episode, Episodes, Numbers
 from fsad.errors import DivergedError, InputError, ModelFileError
-from fsad.figures import TrainingLog
 from fsad.model_file import read_model, write_model
+from fsad.training_log import TrainingLog
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -172,8 +172,9 @@ class EpisodicTrainer:
         for i in range(count):
             episode = next(episodes)
             # Gradients are exchanged once an update, not once an episode.
-            exchanges = i == count - 1 or not isinstance(parallel, DistributedDataParallel)
-            alone: Any = nullcontext() if exchanges else parallel.no_sync()  # type: ignore[operator]
+            alone: AbstractContextManager[Any] = nullcontext()
+            if isinstance(parallel, DistributedDataParallel) and i < count - 1:
+                alone = parallel.no_sync()
             with alone, self._autocast():
                 pictures = [tensor.to(self.device) for tensor in episode[:3]]
                 result = parallel(*pictures, episode.number)
