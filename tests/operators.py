@@ -61,19 +61,22 @@ class Case:
         return torch.stack([order[: self.atoms] for order in chosen]).to(device)
 
     def code(self, *arguments: Any, **named: Any) -> Tensor:
-        """The residual; arguments as in ``energy``."""
-        return self.energy(*arguments, function=functional.sparse_code, **named)
+        """The residual of queries, scale and support, by a backend."""
+        return self._run(functional.sparse_code, *arguments, **named)
 
-    def energy(
+    def energy(self, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        """Residual and energy."""
+        return self._run(functional.sparse_energy, *arguments, **named)
+
+    def _run(
         self,
+        function: Callable[..., Any],
         queries: Tensor,
         scale: Tensor,
         support: Tensor,
         backend: str,
         step: float = STEP,
-        function: Callable[..., Any] = functional.sparse_energy,
     ) -> Any:
-        """Residual and energy."""
         return function(
             queries,
             support,
