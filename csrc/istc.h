@@ -59,6 +59,9 @@ template <class Real>
 struct IstcForward : IstcProblem<Real> {
   Real* residual;  // r_N (T, n, d)
   Real* history;   // (N−1, T, n, d)
+  // Relative thresholds: for every query patch the position of the atom with the largest |⟨query, atom⟩|, of
+  // which the kernel makes the scale, 1 / (η|⟨query, atom⟩|). Null: the scale is given. CPU alone.
+  int64_t* peak;  // (T, n)
 };
 
 // With G the gradient of r_N: ∂⟨G, r_N⟩.

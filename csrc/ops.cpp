@@ -213,9 +213,39 @@ std::tuple<Tensor, Tensor> istc(const Tensor& queries, const Tensor& scale, cons
     problem.fill(p);
     p.residual = write<Real>(residual);
     p.history = write<Real>(history);
+    p.peak = nullptr;
     FSAD_CALL(istc_forward, Real, p, queries);
   });
   return {residual, history};
+}
+
+std::tuple<Tensor, Tensor, Tensor> istc_relative(const Tensor& queries, const Tensor& atoms,
+                                                 const std::optional<Tensor>& atom_index, const Tensor& step,
+                                                 const std::vector<double>& lambdas,
+                                                 const std::vector<double>& taus, int64_t shrinkage,
+                                                 int64_t receptive_field) {
+  check_maps(queries, atoms, atom_index, receptive_field);
+  const int64_t positions = queries.size(1) * queries.size(2) * queries.size(3);
+  const Tensor scale = torch::stable::new_empty(queries, {queries.size(0), positions});  // not read
+  const Problem problem{queries, scale, atoms,     atom_index,      step,
+                        lambdas, taus,  shrinkage, receptive_field, false};
+  problem.check();
+  Tensor residual = torch::stable::new_empty(queries, problem.rows());
+  Tensor history = torch::stable::new_empty(queries, problem.history());
+  Tensor peak = torch::stable::new_empty(queries, sizes(scale), ScalarType::Long);
+  with_dtype(queries, [&](auto real) {
+    using Real = decltype(real);
+    if constexpr (std::is_floating_point_v<Real>) {
+      IstcForward<Real> p;
+      problem.fill(p);
+      STD_TORCH_CHECK(p.atoms > 0, "fsad: istc_relative needs at least one atom");
+      p.residual = write<Real>(residual);
+      p.history = write<Real>(history);
+      p.peak = write<int64_t>(peak);
+      FSAD_CPU_CALL(istc_forward, p);
+    }
+  });
+  return {residual, history, peak};
 }
 
 // What the two reverse passes return of their own accord, and the parameters they share.
@@ -361,6 +391,9 @@ STABLE_TORCH_LIBRARY(fsad, m) {
       "atoms, "
       "Tensor? atom_index, Tensor step, float[] lambdas, float[] taus, int shrinkage, "
       "int receptive_field, bool allow_tf32, bool need_atoms) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "istc_relative(Tensor queries, Tensor atoms, Tensor? atom_index, Tensor step, float[] lambdas, "
+      "float[] taus, int shrinkage, int receptive_field) -> (Tensor, Tensor, Tensor)");
   m.def("peak_atom(Tensor queries, Tensor atoms, Tensor? atom_index, int receptive_field) -> Tensor");
   m.def(
       "path(Tensor queries, Tensor atoms, Tensor? atom_index, int iterations, int receptive_field, "
@@ -382,6 +415,7 @@ STABLE_TORCH_LIBRARY_IMPL(fsad, CompositeExplicitAutograd, m) {
   }
 
 FSAD_REGISTER(CPU)
+STABLE_TORCH_LIBRARY_IMPL(fsad, CPU, m) { m.impl("istc_relative", TORCH_BOX(&fsad::istc_relative)); }
 #ifdef FSAD_HAS_CUDA
 FSAD_REGISTER(CUDA)
 #endif

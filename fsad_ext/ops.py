@@ -7,6 +7,10 @@ what queries and atoms determine, so no gradient is ever passed to them.
 ``istc_energy`` also returns the energy e = ‖r/s‖²/d of each residual, in the units of the query before its
 scale s. Its derivative ``istc_energy_backward`` knows that the residual's gradient 2ē·r/(ds²) moves with the
 residual: differentiated again, as in every step of a Langevin chain, it takes one reverse pass, not two.
+
+``istc_relative`` finds the scale of relative thresholds, 1 / max|ηDᵀz|, on its way: the inner products of the
+search serve as those of the first step. It names the atom of that maximum, from which the scale is made once
+more so that it can be differentiated; ``istc_energy`` then takes what is known, and only differentiates it.
 """
 
 from __future__ import annotations
@@ -35,7 +39,9 @@ _INPUTS = (
     "Tensor queries, Tensor scale, Tensor atoms, Tensor? atom_index, Tensor step, float[] lambdas, "
     "float[] taus, int shrinkage, int receptive_field, bool allow_tf32"
 )
-torch.library.define("fsad::istc_energy", f"({_INPUTS}) -> (Tensor, Tensor, Tensor)")
+torch.library.define(
+    "fsad::istc_energy", f"({_INPUTS}, Tensor? residual, Tensor? history) -> (Tensor, Tensor, Tensor)"
+)
 torch.library.define(
     "fsad::istc_energy_backward",
     f"(Tensor grad_energy, Tensor residual, Tensor history, {_INPUTS}, bool need_atoms) "
@@ -45,7 +51,11 @@ torch.library.define(
 
 @torch.library.impl("fsad::istc_energy", "CompositeExplicitAutograd")
 def _(queries, scale, *rest):
-    residual, history = torch.ops.fsad.istc(queries, scale, *rest)
+    *rest, residual, history = rest
+    if residual is None:
+        residual, history = torch.ops.fsad.istc(queries, scale, *rest)
+    else:
+        residual, history = residual.clone(), history.clone()  # an operator's results are its own
     return residual, history, residual.square().mean(-1) / scale.square()
 
 
@@ -73,8 +83,15 @@ def _(queries, scale, atoms, atom_index, step, lambdas, taus, shrinkage, recepti
     return queries.new_empty(rows), queries.new_empty((len(lambdas) - 1, *rows))
 
 
+@torch.library.register_fake("fsad::istc_relative")
+def _(queries, atoms, atom_index, step, lambdas, taus, shrinkage, receptive_field):
+    rows = _rows(queries, receptive_field)
+    history = queries.new_empty((len(lambdas) - 1, *rows))
+    return queries.new_empty(rows), history, queries.new_empty(rows[:2], dtype=torch.int64)
+
+
 @torch.library.register_fake("fsad::istc_energy")
-def _(queries, scale, atoms, atom_index, step, lambdas, taus, shrinkage, receptive_field, allow_tf32):
+def _(queries, scale, atoms, index, step, lambdas, taus, shrinkage, receptive_field, allow_tf32, *known):
     rows = _rows(queries, receptive_field)
     history = queries.new_empty((len(lambdas) - 1, *rows))
     return queries.new_empty(rows), history, queries.new_empty(rows[:2])
@@ -107,14 +124,15 @@ def _save_forward(ctx, inputs, output):
     """Of both operators: inputs, history, and the residual where an energy's gradient needs it."""
     has_energy = len(output) == 3
     ctx.save_for_backward(*inputs[:5], output[1], output[0] if has_energy else None)
-    ctx.settings = inputs[5:]
+    ctx.settings, ctx.known = inputs[5:10], inputs[10:]
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad_residual, _grad_history, grad_energy=None):
+    rest_of_inputs = (None,) * (7 + len(ctx.known))
     if grad_residual is None and grad_energy is None:
-        return (None,) * 10
+        return None, None, None, *rest_of_inputs
     *inputs, history, residual = ctx.saved_tensors
     need_atoms = _is_wanted(ctx, 2)
     rest = (history, *inputs, *ctx.settings, need_atoms)
@@ -127,7 +145,7 @@ def _backward(ctx, grad_residual, _grad_history, grad_energy=None):
             grad_residual = grad_residual + to_residual
         gradients = torch.ops.fsad.istc_backward(grad_residual.contiguous(), *rest)
     grad_queries, grad_scale, grad_atoms = gradients[0], gradients[1] + to_scale, gradients[2]
-    return grad_queries, grad_scale, grad_atoms if need_atoms else None, *(None,) * 7
+    return grad_queries, grad_scale, grad_atoms if need_atoms else None, *rest_of_inputs
 
 
 def _save_backward(ctx, inputs, output):
@@ -226,3 +244,4 @@ for _device in ("cpu", "cuda"):
     for _operator in ("fsad::istc", "fsad::istc_energy"):
         torch.library.register_autocast(_operator, _device, torch.float32)
     torch.library.register_autocast("fsad::peak_atom", _device, torch.float32)
+torch.library.register_autocast("fsad::istc_relative", "cpu", torch.float32)

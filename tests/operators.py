@@ -245,10 +245,15 @@ def check_contract(case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
     settings = ([0.3, 0.2], [5.0, 5.0], 2, case.receptive_field, False)
     step = torch.full((len(queries),), STEP, dtype=dtype, device=device)
     dictionary = (tensors["scale"], support, index, step)
-    for operator in (torch.ops.fsad.istc, torch.ops.fsad.istc_energy):
-        opcheck(operator, (queries, *dictionary, *settings))
+    opcheck(torch.ops.fsad.istc, (queries, *dictionary, *settings))
+    opcheck(torch.ops.fsad.istc_energy, (queries, *dictionary, *settings, None, None))
+    if device == "cpu":
+        bare = (queries.detach(), support.detach(), index, step, *settings[:-1])
+        opcheck(torch.ops.fsad.istc_relative, bare)
+        known = torch.ops.fsad.istc_relative(*bare)[:2]
+        opcheck(torch.ops.fsad.istc_energy, (queries, *dictionary, *settings, *known))
     opcheck(torch.ops.fsad.peak_atom, (queries.detach(), support.detach(), index, case.receptive_field))
-    residual, history, energy = torch.ops.fsad.istc_energy(queries, *dictionary, *settings)
+    residual, history, energy = torch.ops.fsad.istc_energy(queries, *dictionary, *settings, None, None)
     gradient, grad_energy = (torch.randn_like(each).requires_grad_() for each in (residual, energy))
     energy_factors = torch.stack([grad_energy.detach(), energy.detach()]) if device == "cpu" else None
     for need_atoms in (True, False):
@@ -281,6 +286,43 @@ def check_layouts(case: Case, device: str = "cpu") -> None:
     strided = {key: tensor.repeat_interleave(2, -1)[..., ::2] for key, tensor in tensors.items()}
     strided["queries"] = tensors["queries"].movedim(2, -1).contiguous().movedim(-1, 2)
     assert torch.equal(case.code(**strided, backend="native"), expected)
+
+
+def check_relative_energy(case: Case) -> None:
+    """One pass that finds the scale and begins the iteration is a search, and the iteration at its scale."""
+    tensors = case.tensors()
+    queries, support = tensors["queries"], tensors["support"]
+    with torch.no_grad():
+        queries[0, 0, :, 0, 0] = 0
+    width = queries.shape[2] * case.receptive_field**2
+    generator = torch.Generator().manual_seed(2)
+    # Thresholds that follow the queries do not end an iteration that diverges.
+    rows = functional.dictionary_rows(support.detach(), case.index(), case.receptive_field)
+    step = 1 / torch.linalg.matrix_norm(rows, 2).square()
+    tangents = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in (queries, support)]
+
+    def results(backend: str, parts: bool) -> list[Tensor]:
+        where = {"receptive_field": case.receptive_field, "atom_index": case.index()}
+        rule = {"step": step, "shrinkage": case.shrinkage, "backend": backend}
+        rule["tau"] = 10.0 if case.shrinkage == "sigshrink" else None
+        if parts:
+            peak = step[:, None] * functional.peak_correlation(queries, support, **where, backend=backend)
+            peak = torch.where(peak > 0, peak, torch.ones_like(peak))
+            options = {**where, **rule, "scale": 1 / peak}
+            residual, energy = functional.sparse_energy(queries, support, LAMBDAS, **options)
+            residual = residual * peak.view(*residual.shape[:2], 1, *residual.shape[3:])
+        else:
+            residual, energy, peak = functional.relative_energy(queries, support, LAMBDAS, **where, **rule)
+        total = energy.sum() + residual.pow(3).sum() / width + peak.square().sum()
+        first = torch.autograd.grad(total, (queries, support), create_graph=True)
+        along = sum((one * other).sum() for one, other in zip(first, tangents, strict=True))
+        second = torch.autograd.grad(along, (queries, support))
+        return [each.detach() for each in (residual, energy, peak, *first, *second)]
+
+    expected = results("reference", parts=True)
+    for backend, parts in (("native", True), ("native", False), ("reference", False)):
+        for mine, theirs in zip(results(backend, parts), expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-9)
 
 
 def check_peak_correlation(case: Case, dtype: torch.dtype = torch.float64, device: str = "cpu") -> None:

@@ -21,6 +21,7 @@ from operators import (
     check_no_queries,
     check_peak_correlation,
     check_precision,
+    check_relative_energy,
     derivatives,
 )
 
@@ -85,6 +86,11 @@ def test_memory_layout_of_the_caller_does_not_matter() -> None:
 @pytest.mark.parametrize("case", SHAPES, ids=str)
 def test_peak_correlation_equals_reference(case: Case) -> None:
     check_peak_correlation(case)
+
+
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+def test_relative_energy_equals_its_parts(case: Case) -> None:
+    check_relative_energy(case)
 
 
 def test_peak_of_several_is_the_first() -> None:

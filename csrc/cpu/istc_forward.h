@@ -1,7 +1,7 @@
 // Forward: the iteration itself.
 #pragma once
 
-#include "stream.h"
+#include "peaks.h"
 
 namespace fsad {
 inline namespace FSAD_ISA {
@@ -22,8 +22,9 @@ Real negligible_code(Real lambda, Real tau) {
 template <class Real>
 struct ForwardArrays {
   Real *query, *residual, *sum, *scale, *codes, *columns;
+  Peaks<Real> peaks;
 
-  ForwardArrays(Carver<Real>& carver, const IstcProblem<Real>& p, int64_t lanes) {
+  ForwardArrays(Carver<Real>& carver, const IstcProblem<Real>& p, int64_t lanes) : peaks(carver, p, lanes) {
     const int64_t tile = tile_numbers<Real>(p.width, lanes);
     for (Real** array : {&query, &residual, &sum}) *array = carver.take(tile);
     scale = carver.take(lanes);
@@ -41,17 +42,37 @@ void load_scale(const IstcProblem<Real>& p, const Real* scale, int64_t task, int
   }
 }
 
+// The inner products ηDᵀz of all atoms, left in the codes, and the factor that makes the largest one of a
+// query 1.
+template <class Real>
+void find_scale(const IstcForward<Real>& p, const Stream<Real>& stream, int64_t task, int64_t first,
+                const Panels<Real>& panels, const std::optional<Diagonals<Real>>& diagonals,
+                const ForwardArrays<Real>& own) {
+  stream.sweep(task, panels, 0, nullptr, [&](const Tile<Real>& tile) {
+    tile.first_products(diagonals, own.residual, p.step[task], own.scale, own.codes + tile.at());
+    own.peaks.note(tile, own.codes + tile.at());
+  });
+  own.peaks.conclude(p, task, first, panels, p.peak, [&](int64_t q, Real peak) {
+    own.scale[q] = peak > 0 ? 1 / peak : Real(1);  // a patch of zeros has no scale
+  });
+}
+
 template <class Real, Shrinkage shrinkage>
 void forward_group(const IstcForward<Real>& p, const Stream<Real>& stream, int64_t task, int64_t first,
                    const Panels<Real>& panels, const ForwardArrays<Real>& own) {
   const int64_t tile_size = panels.size(p.width);
   const Real step = p.step[task];
   gather_queries(panels, p.query_map, p.query_map.data + task * p.query_map.task_size(), first, own.query);
-  load_scale(p, p.scale, task, first, panels, own.scale);
+  const auto diagonals = Diagonals<Real>::of(p, task, first, panels, own.columns);
+  if (p.peak) {
+    std::fill_n(own.scale, panels.lanes, Real(1));
+    scale_tile(own.query, step, tile_size, own.residual);
+    find_scale(p, stream, task, first, panels, diagonals, own);
+  } else {
+    load_scale(p, p.scale, task, first, panels, own.scale);
+  }
   scale_lanes(panels, own.query, own.scale, p.width, false, own.query);
   scale_tile(own.query, step, tile_size, own.residual);
-
-  const auto diagonals = Diagonals<Real>::of(p, task, first, panels, own.columns);
 
   for (int m = 0; m < p.iterations; ++m) {
     const Real lambda = p.lambda[m], tau = p.tau[m], negligible = negligible_code<shrinkage>(lambda, tau);
@@ -59,6 +80,8 @@ void forward_group(const IstcForward<Real>& p, const Stream<Real>& stream, int64
       Real* codes = own.codes + tile.at();
       if (m > 0) {
         tile.products(tile.atoms, own.residual, codes, true);
+      } else if (p.peak) {
+        tile.scale_lanes(own.scale, codes);
       } else {
         tile.first_products(diagonals, own.residual, step, own.scale, codes);
       }

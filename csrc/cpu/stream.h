@@ -73,9 +73,15 @@ struct Tile {
                       const Real* scale, Real* s) const {
     if (!diagonals) return products(atoms, x, s, false);
     diagonals->products(first, count, ring, known, s);
+    for (int64_t i = 0; i < size(); ++i) s[i] *= step;
+    scale_lanes(scale, s);
+  }
+
+  // S (atoms × lanes) times a factor for every lane.
+  void scale_lanes(const Real* scale, Real* s) const {
     for (int64_t atom = 0; atom < count; ++atom) {
       Real* row = s + atom * panels.lanes;
-      for (int64_t q = 0; q < panels.lanes; ++q) row[q] *= step * scale[q];
+      for (int64_t q = 0; q < panels.lanes; ++q) row[q] *= scale[q];
     }
   }
 

@@ -149,6 +149,47 @@ def sparse_energy(
     return _sparse_code(features, support_features, lambdas, *settings, with_energy=True)
 
 
+def relative_energy(
+    features: Tensor,
+    support_features: Tensor,
+    lambdas: Sequence[float],
+    *,
+    receptive_field: int = 1,
+    atom_index: Tensor | None = None,
+    step: float | Tensor,
+    tau: float | Sequence[float] | None,
+    shrinkage: str = "sigshrink",
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``sparse_energy`` with thresholds that are fractions of q = max|ηDᵀz|, patch by patch.
+
+    That is the residual at the scale 1/q, times q, and the energy at that scale; and q, (T, B·h·w). Where a
+    patch is zero, q is 1. On the CPU one pass over the atoms finds q and begins the iteration. Arguments and
+    errors as there; maps have the task dimension.
+    """
+    _check_floating("features", features, "support_features", support_features)
+    _check_maps(features, support_features, receptive_field, atom_index)
+    step, known = _step_per_task(step, features), None
+    if features.device.type == "cpu" and _use_native(backend, support_features, atom_index, features):
+        queries, atoms = channels_last(features), channels_last(support_features)
+        index = None if atom_index is None else atom_index.contiguous()
+        schedule = *check_schedule(lambdas, tau, shrinkage), SHRINKAGES.index(shrinkage)
+        with torch.no_grad():
+            *known, atom = torch.ops.fsad.istc_relative(
+                queries, atoms, index, step, *schedule, receptive_field
+            )
+        correlation = patches.inner_products(queries, atoms, atom, receptive_field).abs()
+    else:
+        where: dict[str, Any] = {"receptive_field": receptive_field, "atom_index": atom_index}
+        correlation = peak_correlation(features, support_features, **where, backend=backend)
+    peak = step[:, None] * correlation
+    peak = torch.where(peak > 0, peak, torch.ones_like(peak))
+    settings = receptive_field, atom_index, peak.reciprocal(), step, tau, shrinkage, backend
+    residual, energy = _sparse_code(features, support_features, lambdas, *settings, True, known)
+    tasks, images, _, height, width = features.shape
+    return residual * peak.view(tasks, images, 1, height, width), energy, peak
+
+
 def _sparse_code(
     features: Tensor,
     support_features: Tensor,
@@ -161,9 +202,10 @@ def _sparse_code(
     shrinkage: str,
     backend: str,
     with_energy: bool,
+    known: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Any]:
     """Residual, and energy or None: for an energy autograd keeps the residual, which is then not the caller's
-    to change."""
+    to change. What is known, by ``istc_relative``, is only differentiated."""
     _check_floating("features", features, "support_features", support_features)
     is_single = features.dim() == 4 and support_features.dim() == 4
     if is_single:
@@ -184,7 +226,10 @@ def _sparse_code(
         allow_tf32 = features.is_cuda and features.dtype == torch.float32 and _tf32_is_allowed()
         settings = lambdas, taus, SHRINKAGES.index(shrinkage), receptive_field, allow_tf32
         inputs = queries, scale.contiguous(), atoms, index, step
-        operator = torch.ops.fsad.istc_energy if with_energy else torch.ops.fsad.istc
+        if with_energy:
+            operator, settings = torch.ops.fsad.istc_energy, (*settings, *(known or (None, None)))
+        else:
+            operator = torch.ops.fsad.istc
         residual, _, *energies = operator(*inputs, *settings)
         # The kernels keep a patch as l² vectors of c channels; unfold's order is channel by channel.
         residual = residual.view(tasks, images, height, width, receptive_field**2, channels)

@@ -167,22 +167,17 @@ class SparseCodingLayer(StoredDictionary):
         if features.shape[2] != atoms.shape[2]:
             got = f"features have {features.shape[2]} channels, the dictionary {atoms.shape[2]}"
             raise InputError(f"{got}; both must come from the same backbone")
-        tasks, images, _, height, width = features.shape
         queries = whitening.unit_length(features, 2) if self.normalize else features
         if whitener is not None:
             queries = whitening.apply(whitener, queries)
         field = self.receptive_field
         options: dict[str, Any] = {"receptive_field": field, "atom_index": index, "backend": self.backend}
+        options |= {"step": step, "tau": self.taus, "shrinkage": self.shrinkage}
         peak = None
         if self.relative:
-            # q·istc(z/q) with thresholds relative to q = max|ηDᵀz|; a patch of zeros has no scale.
-            peak = step[:, None] * functional.peak_correlation(queries, atoms, **options)
-            peak = torch.where(peak > 0, peak, torch.ones_like(peak))
-        options |= {"step": step, "tau": self.taus, "shrinkage": self.shrinkage}
-        scale = None if peak is None else peak.reciprocal()
-        residual, energy = functional.sparse_energy(queries, atoms, self.lambdas, scale=scale, **options)
-        if peak is not None:
-            residual = residual * peak.view(tasks, images, 1, height, width)
+            residual, energy, peak = functional.relative_energy(queries, atoms, self.lambdas, **options)
+        else:
+            residual, energy = functional.sparse_energy(queries, atoms, self.lambdas, **options)
         self._guard(energy, queries)
         rebuilt = self._reconstruct(queries, residual, whitener) if rebuild else None
         alphas = self._codes(queries, dictionary, peak) if codes else None
