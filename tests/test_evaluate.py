@@ -295,6 +295,11 @@ def test_the_command(tmp_path):
         with Image.open(tmp_path / "out" / "plots" / f"{name}.png") as plot:
             assert min(plot.size) > least
     runner = CliRunner()
+    chosen = ["--method", "fsad-gradient", "--method", "ridge", "-o", str(tmp_path / "out")]
+    given = ["evaluate", f"folders={tmp_path / 'data'}", *map(str, options), *chosen]
+    assert runner.invoke(app, given).exit_code == 0
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["method"] for row in rows] == ["fsad-gradient"] * 2 + ["ridge"] * 2
     assert "mvtec: " in runner.invoke(app, ["evaluate", "--list"]).output
     assert runner.invoke(app, ["evaluate"]).exit_code == 2
     wrong = runner.invoke(app, ["evaluate", "folders=/nowhere"])

@@ -219,6 +219,7 @@ def evaluate(
     output: Annotated[Path, _opt("Folder for results.", *OUTPUT)] = Path("fsad-evaluation"),
     list_: Annotated[bool, _opt("Show the data sets there are.", "--list")] = False,
     backbone: Annotated[Names, _opt("Network (default: efficientnet_lite0); can be repeated.")] = None,
+    method: Annotated[Names, _opt("What to compare (default: all on features); can be repeated.")] = None,
     maml_ae: Annotated[str | None, _opt("Weights of MAML-AE, to compare it too.")] = None,
     shots: Annotated[
         list[int] | None, _opt("Normal pictures to adapt to (default: 10); can be repeated.", min=1)
@@ -235,7 +236,7 @@ def evaluate(
     """
     from .backbones import usable_device
     from .datasets import DATASETS, load
-    from .evaluate import Protocol, Run, run_evaluation
+    from .evaluate import DEFAULT_METHODS, Protocol, Run, run_evaluation
     from .evaluation_plots import write_plots
     from .evaluation_tables import write_tables
     from .figures import need_matplotlib
@@ -250,6 +251,7 @@ def evaluate(
     need_matplotlib()
     categories = [category for given in datasets for category in load(given)]
     protocol = Protocol(
+        methods=method or DEFAULT_METHODS,
         backbones=backbone or ["efficientnet_lite0"],
         maml=maml_ae,
         shots=shots or [10],
