@@ -43,7 +43,7 @@ def test_an_episode_depends_on_its_number_alone():
 
     one, other = make(), make()
     _ = [other[i] for i in range(3)]  # nothing is left of what was drawn before
-    for tensor, same in zip(one[7][:3], other[7][:3], strict=True):
+    for tensor, same in zip(one[7][:5], other[7][:5], strict=True):
         assert (tensor == same).all()
     assert any((one[7].support != one[8].support).flatten())
     again = Episodes([Grey("a", 30), Grey("b", 40)], shots=3, queries=2, size=16, seed=6)
@@ -62,7 +62,7 @@ def test_support_and_query_do_not_overlap_and_are_turned_alike():
     episodes = Episodes([Grey("a", 8)], shots=5, queries=3, size=16)
     orientations = set()
     for number in range(60):
-        support, query, corrupted, _ = episodes[number]
+        support, query, corrupted, *_ = episodes[number]
         assert support.shape == (5, 3, 16, 16) and query.shape == corrupted.shape == (3, 3, 16, 16)
         pictures = torch.cat([support, query])
         greys = (pictures.amin((1, 2, 3)) * 255).round().int().tolist()
@@ -73,6 +73,17 @@ def test_support_and_query_do_not_overlap_and_are_turned_alike():
     assert len(orientations) == 8
     still = Episodes([Grey("a", 8)], shots=5, queries=3, size=16, augment=False)
     assert len({(still[i].query[0, 0] > 0.35).numpy().tobytes() for i in range(20)}) == 1
+
+
+def test_foreign_pictures_are_of_other_categories():
+    grey, black = Grey("a", 20), Grey("b", 1000)
+    black.picture = lambda number, size: np.zeros((size, size, 3), np.uint8)
+    episodes = Episodes([grey, black], shots=5, queries=3, size=16)
+    for number in range(20):
+        episode = episodes[number]
+        assert episode.foreign.shape == (3, 3, 16, 16)
+        assert (episode.support.max() == 0) != (episode.foreign.max() == 0)
+    assert len(Episodes([grey], shots=5, queries=3, size=16)[0].foreign) == 0
 
 
 def test_each_update_is_dealt_out_among_processes():

@@ -30,10 +30,10 @@ from fsad.trainer import EpisodicTrainer, Schedule
 TINY = {"shots": 2, "queries": 2, "size": 16}
 
 
-def make_loss(width=8, noise=0.01, seed=0):
+def make_loss(width=8, noise=0.01, seed=0, separation=0.0):
     model = fsad.AdaptiveEnergyModel(SmallResNet(width, 4, seed), fsad.SparseCodingLayer(max_atoms=16))
     sampler = fsad.LangevinSampler(steps=2, step_size=5, noise=noise, limits=(0, 1))
-    return fsad.EpisodeLoss(model, sampler, reconstruction=10, restraint=0.1)
+    return fsad.EpisodeLoss(model, sampler, reconstruction=10, restraint=0.1, separation=separation)
 
 
 def make_trainer(folder, loss=None, *, updates=6, episodes=1, every=2, seed=0, **rest):
@@ -57,14 +57,26 @@ def stop_after(updates):
 
 def test_the_loss_is_that_of_the_paper():
     """Against its terms computed one by one, with the stateless layer and a chain written out."""
-    loss, tasks = make_loss(noise=0), Episodes([ProceduralCategory(0)], **TINY)
-    support, query, corrupted, number = tasks[0]
-    result = loss(support, query, corrupted, number)
+    check_loss(separation=0.0)
+
+
+def test_the_separation_is_of_pairs_of_positions():
+    check_loss(separation=0.7)
+
+
+def check_loss(separation):
+    loss = make_loss(noise=0, separation=separation)
+    episode = Episodes([ProceduralCategory(i) for i in (0, 1)], **TINY)[0]
+    support, query, corrupted, defective, foreign, _ = episode
+    result = loss(*episode)
 
     layer, network = loss.model.sparse_coding, loss.model.backbone
 
+    def energy_map(images):
+        return layer(network(images), network(support)).energy
+
     def energy(images):
-        return layer(network(images), network(support)).energy.mean((1, 2))
+        return energy_map(images).mean((1, 2))
 
     sample = corrupted.clone().requires_grad_()
     for _ in range(2):
@@ -76,6 +88,14 @@ def test_the_loss_is_that_of_the_paper():
         + (normal.mean() - sampled.mean())
         + 0.1 * (normal.square().mean() + sampled.square().mean())
     )
+    # A position is 4×4 pixels, and takes part where one of them was changed.
+    changed = torch.zeros(2, 4, 4)
+    for picture, y, x in ((defective - query).abs().amax(1) > 0.05).nonzero().tolist():
+        changed[picture, y // 4, x // 4] = 1
+    assert 0 < changed.mean() < 1
+    for negative, weight in ((defective, changed), (foreign, torch.ones_like(changed))):
+        above = ((energy_map(negative) + 1e-4) / (energy_map(query) + 1e-4)).square()
+        expected = expected + separation * ((1 + torch.e / above).log() * weight).sum() / weight.sum()
     torch.testing.assert_close(result["loss"], expected)
     weights = list(network.parameters())
     for own, other in zip(
@@ -97,7 +117,8 @@ def test_both_methods_learn(tmp_path):
 
 def test_maml_adapts_by_gradient_steps():
     loss = MamlLoss(Autoencoder(8), steps=2, rate=0.5)
-    support, query, corrupted, _ = Episodes([ProceduralCategory(0)], **TINY)[0]
+    episode = Episodes([ProceduralCategory(0)], **TINY)[0]
+    support, query = episode[:2]
     clone = Autoencoder(8)
     optimizer = torch.optim.SGD(clone.parameters(), lr=0.5)
     for _ in range(2):
@@ -106,7 +127,7 @@ def test_maml_adapts_by_gradient_steps():
         optimizer.step()
     expected = (clone(query) - query).square().mean(1).detach()
     torch.testing.assert_close(loss.score_map(support, query), expected)
-    torch.testing.assert_close(loss(support, query, corrupted, 0)["loss"].detach(), expected.mean())
+    torch.testing.assert_close(loss(*episode)["loss"].detach(), expected.mean())
 
 
 def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(tmp_path):
@@ -116,7 +137,7 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(tmp_path):
     assert stopped.value.code == 128 + signal.SIGTERM
     assert read_model(tmp_path / "parts" / "checkpoint.safetensors")[1]["update"] == 3
     with open(tmp_path / "parts" / "log.csv", "a") as file:
-        file.write("4,1,1,1,1,1,1,1,1\n")  # what a killed process logged after its last checkpoint
+        file.write("4,1,1,1,1,1,1,1,1,1\n")  # what a killed process logged after its last checkpoint
     resumed = make_trainer(tmp_path / "parts", make_loss(seed=9)).resume()
     assert resumed.update == 3
     resumed.train()
@@ -172,7 +193,7 @@ class Falling(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
 
-    def forward(self, support, query, corrupted, number):
+    def forward(self, support, query, corrupted, defective, foreign, number):
         value = self.weight * (1 if number < 3 else float("nan"))
         return {"loss": value, "sample": query}
 

@@ -85,7 +85,9 @@ class Episode(NamedTuple):
 
     support: Tensor  # (K, 3, size, size)
     query: Tensor  # (M, 3, size, size), normal
-    corrupted: Tensor  # the query with a corruption each
+    corrupted: Tensor  # the query with a corruption each, where sampling starts
+    defective: Tensor  # the query with what looks like a defect each
+    foreign: Tensor  # (M, 3, size, size), normal pictures of other categories; none where there are no others
     number: int
 
 
@@ -104,6 +106,7 @@ class Episodes(Dataset[Episode]):
     queries: int = 4  # M, other pictures of the same category
     size: int = 64  # pictures are resized to this square
     corruptions: Sequence[str] = ("noise",)  # see ``fsad.corruption``; each query gets one of them
+    defects: Sequence[str] = ("defect", "cut-paste")  # likewise
     augment: bool = True  # flip and turn by 90°, one transform an episode
     seed: int = 0
 
@@ -120,7 +123,8 @@ class Episodes(Dataset[Episode]):
                 f"an episode takes {self.shots} + {self.queries} different pictures of a category; too few "
                 f"are in {shown}: add pictures, leave these out, or ask for fewer shots or queries"
             )
-        corrupt(torch.empty(0, 3, 1, 1), self.corruptions, torch.Generator())  # knows the names
+        for kinds in (self.corruptions, self.defects):
+            corrupt(torch.empty(0, 3, 1, 1), kinds, torch.Generator())  # knows the names
 
     def describe(self) -> dict[str, Any]:
         """All that episodes depend on but the pictures themselves, as JSON can hold it."""
@@ -131,14 +135,24 @@ class Episodes(Dataset[Episode]):
         rng = np.random.default_rng([self.seed, number])
         category = self.categories[int(rng.integers(len(self.categories)))]
         drawn = rng.choice(len(category), self.shots + self.queries, replace=False)
-        stack = np.stack([category.picture(int(i), self.size) for i in drawn])
-        pictures = torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
+        pictures = torch.stack([_as_tensor(category.picture(int(i), self.size)) for i in drawn])
         if self.augment:
             pictures = torch.rot90(pictures, int(rng.integers(4)), (2, 3))
             pictures = pictures.flip(3) if rng.integers(2) else pictures
         support, query = pictures.contiguous().split([self.shots, self.queries])
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        return Episode(support, query, corrupt(query, self.corruptions, generator), number)
+        corrupted, defective = (corrupt(query, k, generator) for k in (self.corruptions, self.defects))
+        return Episode(support, query, corrupted, defective, self._foreign(category, rng), number)
+
+    def _foreign(self, category: Category, rng: np.random.Generator) -> Tensor:
+        others = [other for other in self.categories if other is not category]
+        drawn = [others[int(rng.integers(len(others)))] for _ in range(self.queries) if others]
+        stack = [_as_tensor(other.picture(int(rng.integers(len(other))), self.size)) for other in drawn]
+        return torch.stack(stack) if stack else torch.empty(0, 3, self.size, self.size)
+
+
+def _as_tensor(picture: np.ndarray) -> Tensor:
+    return torch.from_numpy(picture).permute(2, 0, 1).float() / 255
 
 
 class Numbers(torch.utils.data.Sampler[int]):

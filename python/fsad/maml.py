@@ -5,6 +5,7 @@ the loss inside and outside.
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class MamlLoss(nn.Module):
             raise InputError(f"adaptation takes steps ≥ 1 and a rate > 0, got {steps} and {rate}")
         self.autoencoder, self.steps, self.rate = autoencoder, steps, rate
 
-    def forward(self, support: Tensor, query: Tensor, corrupted: Tensor, number: int) -> dict[str, Tensor]:
+    def forward(self, support: Tensor, query: Tensor, corrupted: Tensor, *_: Any) -> dict[str, Tensor]:
         """One episode, as ``fsad.episodic.EpisodeLoss`` takes it; ``"sample"`` is what becomes of q̂."""
         adapted = self._adapt(support, second_order=True)
         error = self._errors(adapted, query).mean()

@@ -20,8 +20,8 @@ from fsad.trainer import CHECKPOINT, Schedule
 
 Settings = dict[str, Any]
 CODING = {"ridge": 1.0, "max_atoms": 512}
-L1, L3 = ({"sparse_coding": CODING | {"receptive_field": field}} for field in (1, 3))
-NOT_SPARSE = {"sparse_coding": L3["sparse_coding"] | {"shrinkage": "none"}}
+L1, L3 = ({"sparse_coding": CODING | {"receptive_field": field}, "separation": 0.0} for field in (1, 3))
+NOT_SPARSE = L3 | {"sparse_coding": CODING | {"receptive_field": 3, "shrinkage": "none"}}
 MAML = {"method": "maml-ae"}
 BOTH = ("fsad", "fsad-gradient")  # its energy, and its map of gradients
 SCENES, SPLIT = "shanghaitech", "06"  # its scenes up to this one train networks for those after it

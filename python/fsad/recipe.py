@@ -41,10 +41,12 @@ class Recipe:
     reconstruction: float = 100.0  # weights of the losses, see ``EpisodeLoss``
     contrast: float = 5.0
     restraint: float = 30.0
+    separation: float = 1.0
     shots: int = 10  # from here on, see ``Episodes``
     queries: int = 4
     size: int = 64
     corruptions: Sequence[str] = ("noise",)
+    defects: Sequence[str] = ("defect", "cut-paste")
     augment: bool = True
     seed: int = 0
 
@@ -75,7 +77,8 @@ class Recipe:
             raise InputError(f"method must be one of {METHODS}, got {self.method!r}")
         layer = SparseCodingLayer(**self.sparse_coding)
         sampler = LangevinSampler(self.steps, self.step_size * 3 * self.size**2, self.noise, (0.0, 1.0))
-        weights = {name: getattr(self, name) for name in ("reconstruction", "contrast", "restraint")}
+        terms = ("reconstruction", "contrast", "restraint", "separation")
+        weights = {name: getattr(self, name) for name in terms}
         model = AdaptiveEnergyModel(networks.build(**self.architecture), layer)
         return EpisodeLoss(model, sampler, **weights)
 
@@ -99,7 +102,7 @@ class Recipe:
         return kept, [category for category in every if category.name in self.leave_out]
 
     def _episodes(self, categories: Sequence[Category], seed: int) -> Episodes:
-        names = ("shots", "queries", "size", "corruptions", "augment")
+        names = ("shots", "queries", "size", "corruptions", "defects", "augment")
         return Episodes(categories, seed=seed, **{name: getattr(self, name) for name in names})
 
 
@@ -140,7 +143,7 @@ def held_out_auroc(loss: EpisodeLoss | MamlLoss, episodes: Episodes, count: int 
     """AUROC of the energies of normal queries against corrupted ones, within an episode, on average."""
     device, total = next(loss.parameters()).device, 0.0
     for number in range(count):
-        support, query, corrupted, _ = episodes[number]
+        support, query, corrupted, *_ = episodes[number]
         scores = loss.scores(support.to(device), torch.cat([query, corrupted]).to(device))
         total += roc_auc_score([0] * len(query) + [1] * len(corrupted), scores.cpu())
     return total / count

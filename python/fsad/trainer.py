@@ -176,7 +176,7 @@ class EpisodicTrainer:
             if isinstance(parallel, DistributedDataParallel) and i < count - 1:
                 alone = parallel.no_sync()
             with alone, self._autocast():
-                pictures = [tensor.to(self.device) for tensor in episode[:3]]
+                pictures = [tensor.to(self.device) for tensor in episode[:-1]]
                 result = parallel(*pictures, episode.number)
                 (result["loss"] / count).backward()
             sample = result.pop("sample")

@@ -13,7 +13,7 @@ from fsad.model_file import replace_csv
 PANELS = {
     "energy": ("normal", "sampled", "corrupted"),
     "squared error": ("reconstruction", "start"),
-    "loss": ("loss", "contrast"),
+    "loss": ("loss", "contrast", "separation"),
     "gradient norm": ("gradient",),
 }
 
