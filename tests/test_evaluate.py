@@ -299,6 +299,9 @@ def test_the_command(tmp_path):
     given = ["evaluate", f"folders={tmp_path / 'data'}", *map(str, options), *chosen]
     assert runner.invoke(app, given).exit_code == 0
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    given[1:2] = ["folders", "--root", str(tmp_path / "data")]
+    assert runner.invoke(app, given).exit_code == 0
+    assert runner.invoke(app, [*given, "elpv"]).exit_code == 2
     assert [row["method"] for row in rows] == ["fsad-gradient"] * 2 + ["ridge"] * 2
     assert "mvtec: " in runner.invoke(app, ["evaluate", "--list"]).output
     assert runner.invoke(app, ["evaluate"]).exit_code == 2

@@ -216,6 +216,7 @@ def train(
 @app.command()
 def evaluate(
     datasets: Annotated[Names, typer.Argument(help="Data sets, as NAME or NAME=ROOT.")] = None,
+    root: Annotated[Path | None, _opt("Folder of the data, where one data set is named.")] = None,
     output: Annotated[Path, _opt("Folder for results.", *OUTPUT)] = Path("fsad-evaluation"),
     list_: Annotated[bool, _opt("Show the data sets there are.", "--list")] = False,
     backbone: Annotated[Names, _opt("Network (default: efficientnet_lite0); can be repeated.")] = None,
@@ -248,6 +249,10 @@ def evaluate(
         return
     if not datasets:
         raise typer.BadParameter("name one data set or more, or ask for the --list")
+    if root is not None:
+        if len(datasets) > 1 or "=" in datasets[0]:
+            raise typer.BadParameter("--root is for one data set by its name; give several as NAME=ROOT")
+        datasets = [f"{datasets[0]}={root}"]
     need_matplotlib()
     categories = [category for given in datasets for category in load(given)]
     protocol = Protocol(
