@@ -234,6 +234,32 @@ def test_other_inputs_are_another_run(tmp_path):
         run_evaluation([make_category(), make_category()], protocol(), tmp_path)
 
 
+def test_another_sparse_coding_is_another_run(tmp_path, monkeypatch):
+    """Settings in the file of weights, those of a network without any, and those of another fsad."""
+    judged, weights = [], tmp_path / "net.safetensors"
+
+    def judge(network):
+        chosen = protocol(methods=("fsad",), draws=1, backbones=(str(network),))
+        before = len(judged)
+        (result,) = run_evaluation([make_category()], chosen, tmp_path, judged.append)
+        assert len(judged) > before
+        return result["scores"]
+
+    different = []
+    for ridge in (1.0, 20.0):
+        about = {"architecture": {"name": "small_resnet", "width": 8}, "sparse_coding": {"ridge": ridge}}
+        save_network(weights, SmallResNet(8, 8), **about)
+        different.append(judge(weights))
+    assert different[0] != different[1]
+    judge("small_resnet")
+    monkeypatch.setattr("fsad.backbones.DEFAULT_SETTINGS", {"ridge": 1.0})
+    judge("small_resnet")
+    monkeypatch.setattr("fsad.evaluate.__version__", "another")
+    judge("small_resnet")
+    with pytest.raises(AssertionError):
+        judge("small_resnet")
+
+
 def test_maml_ae_is_compared_on_pictures(tmp_path):
     save_network(
         tmp_path / "ae.safetensors", Autoencoder(8), {"name": "autoencoder", "width": 8}, sparse_coding=None

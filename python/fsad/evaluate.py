@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fsad import __version__
 from fsad.backbones import Backbone, load_backbone
 from fsad.baselines import METHODS
 from fsad.datasets import Category, fingerprint, read_mask, read_picture
@@ -80,7 +81,7 @@ class Run:
     network: str
     shots: int
     draw: int
-    inputs: str  # a digest of the pictures, their size and the network's weights: others are another run
+    inputs: str  # a digest of the pictures, their size, the network with its layer, and fsad's version
 
     @property
     def file(self) -> str:
@@ -112,7 +113,7 @@ def run_evaluation(
         for name in {network for _, network, *_ in protocol.runs} - {NONE}:
             network = protocol.loaded.get(name) or load_backbone(name.replace("{category}", category.name))
             networks[name] = network.eval().requires_grad_(False)
-        runs = _runs(category, protocol, {name: network.weights_hash for name, network in networks.items()})
+        runs = _runs(category, protocol, {name: _identity(network) for name, network in networks.items()})
         paths = {run: folder / "runs" / f"{run.file}.json" for run in runs}
         if missing := [run for run in runs if not paths[run].exists()]:
             with tempfile.TemporaryDirectory() as scratch:
@@ -128,15 +129,20 @@ def run_evaluation(
     return found
 
 
-def _runs(category: Category, protocol: Protocol, weights: Mapping[str, str]) -> list[Run]:
+def _identity(network: Backbone) -> str:
+    """What its results depend on: the same weights with another sparse coding are another network."""
+    return f"{network.weights_hash} {json.dumps(network.layer().config(), sort_keys=True)}"
+
+
+def _runs(category: Category, protocol: Protocol, networks: Mapping[str, str]) -> list[Run]:
     digest = hashlib.sha256(f"{len(category.normal)} {category.videos}".encode())
     for source in category.normal:
         digest.update(fingerprint(source))
     for picture in category.test:
         digest.update(fingerprint(picture.source) + fingerprint(picture.mask) + bytes([picture.anomalous]))
-    seen = f"{STORED} {digest.hexdigest()} {protocol.size} {protocol.augment}"
+    seen = f"{__version__} {STORED} {digest.hexdigest()} {protocol.size} {protocol.augment}"
     return [
-        Run(category.name, *run, hashlib.sha256(f"{seen} {weights.get(run[1], '')}".encode()).hexdigest())
+        Run(category.name, *run, hashlib.sha256(f"{seen} {networks.get(run[1], '')}".encode()).hexdigest())
         for run in protocol.runs
     ]
 
