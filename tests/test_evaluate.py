@@ -308,6 +308,15 @@ def test_wrong_protocols_are_named(tmp_path):
         protocol(draws=0)
 
 
+@pytest.mark.parametrize("anomalous", [False, True])
+def test_test_pictures_of_one_kind_are_named_before_any_work(tmp_path, anomalous):
+    alike = make_category(1)
+    alike.test = [picture for picture in alike.test if picture.anomalous == anomalous]
+    with pytest.raises(InputError, match=f"all normal or all anomalous in {alike.name}; add some"):
+        run_evaluation([make_category(), alike], protocol(), tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_the_command(tmp_path):
     category = make_category(2)
     write_category(tmp_path / "data", category)

@@ -97,7 +97,8 @@ def run_evaluation(
 ) -> list[dict[str, Any]]:
     """Every run's metrics, from ``folder`` where it has them already; they stay there.
 
-    Raises InputError: a category has fewer normal pictures than shots, or the name of another.
+    Raises InputError: a category has fewer normal pictures than shots, test pictures of one kind only, or the
+    name of another.
     """
     twice = [name for name, count in Counter(c.name for c in categories).items() if count > 1]
     if twice:
@@ -106,6 +107,10 @@ def run_evaluation(
     short = [f"{c.name} ({len(c.normal)})" for c in categories if len(c.normal) < max(protocol.shots)]
     if short:
         raise InputError(f"{max(protocol.shots)} shots are more than there are in {', '.join(short)}")
+    alike = [c.name for c in categories if len({picture.anomalous for picture in c.test}) < 2]
+    if alike:
+        advice = "add some of the other kind, or leave the category out"
+        raise InputError(f"test pictures are all normal or all anomalous in {', '.join(alike)}; {advice}")
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     found = []
     for category in categories:
