@@ -173,6 +173,9 @@ def test_published_figures_stand_beside_ours_of_the_same_data():
     scenes = [result("shanghaitech", "07"), result("shanghaitech", "08")]
     text = table(scenes, "frame AUC, normalised by video", 10)
     assert "| the paper's method, published | Wang et al., NeurIPS 2022, Table 2 | - | - | 0.8128 |" in text
+    text = table([*scenes, result("avenue", "avenue")], "frame AUC, normalised by video", 10)
+    assert text.startswith("| method | network | 07 | 08 | shanghaitech mean | avenue | mean |\n")
+    assert "Table 2 | - | - | 0.8128 | 0.8446 | - |" in text
 
 
 def test_draws_are_nested_and_differ():
@@ -281,6 +284,9 @@ def test_tables_show_mean_and_spread_over_draws():
     lines = table(results, "image AUROC", 10).splitlines()
     assert lines[0] == "| method | network | bolt | nut | mean |"
     assert lines[2] == "| fsad | a/net.safetensors | 0.850 ± 0.071 | 0.650 ± 0.071 | 0.750 ± 0.071 |"
+    lines = table([*results, result("mono", 0, 0.3) | {"dataset": "elpv"}], "image AUROC", 10).splitlines()
+    assert lines[0] == "| method | network | bolt | nut | folders mean | mono | mean |"
+    assert lines[2].endswith("| 0.850 ± 0.071 | 0.650 ± 0.071 | 0.750 ± 0.071 | 0.300 | 0.683 ± 0.165 |")
 
 
 def test_the_lead_is_of_the_same_categories_draws_and_shots():

@@ -4,10 +4,10 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from importlib import resources
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from fsad.evaluate import ALL
 from fsad.metrics import confidence_interval
@@ -20,7 +20,8 @@ def write_tables(results: Sequence[dict[str, Any]], folder: Path) -> str:
     """results.md, .csv and .json in ``folder``; returns the Markdown.
 
     One table a metric and number of shots: a row a method and network, a column a category, and the mean of
-    the categories; mean ± standard deviation over draws. Then, for each metric, what fsad is ahead.
+    all, and of each data set's among others; mean ± standard deviation over draws. Then, for each metric,
+    what fsad is ahead.
     """
     each = product(_metrics(results), numbers_of_shots(results))
     tables = [f"### {metric}, {shots} shots\n\n{table(results, metric, shots)}" for metric, shots in each]
@@ -46,15 +47,43 @@ def table(results: Sequence[dict[str, Any]], metric: str, shots: int) -> str:
     for result in results:
         if result["shots"] in (shots, ALL) and metric in result["metrics"]:
             row = values[result["method"], result["network"]]
-            row[result["category"]][result["draw"]] = result["metrics"][metric]
-    categories = list(dict.fromkeys(result["category"] for result in results))
-    lines = [_line(["method", "network", *categories, MEAN]), "|---" * (len(categories) + 3) + "|"]
+            row[_name(result)][result["draw"]] = result["metrics"][metric]
+    columns = _columns(results)
+    titles = ["method", "network", *(column.title for column in columns)]
+    lines = [_line(titles), "|---" * len(titles) + "|"]
     for (method, network), row in values.items():
-        draws = sorted({draw for each in row.values() for draw in each})
-        means = [mean(each[draw] for each in row.values() if draw in each) for draw in draws]
-        cells = [spread(list(row[name].values())) for name in categories]
-        lines.append(_line([method, network, *cells, spread(means)]))
-    return "\n".join([*lines, *_published(results, metric, shots)])
+        cells = (spread(_means([row[name] for name in column.categories])) for column in columns)
+        lines.append(_line([method, network, *cells]))
+    return "\n".join([*lines, *_published(columns, metric, shots)])
+
+
+def _means(categories: Sequence[dict[int, float]]) -> list[float]:
+    """Of each draw, over the categories that have it."""
+    draws = sorted({draw for each in categories for draw in each})
+    return [mean(each[draw] for each in categories if draw in each) for draw in draws]
+
+
+class _Column(NamedTuple):
+    title: str
+    name: str  # in published.json
+    categories: list[str]  # the names of those whose mean it shows
+
+
+def _name(result: dict[str, Any]) -> str:
+    return f"{result['dataset']}/{result['category']}"
+
+
+def _columns(results: Sequence[dict[str, Any]]) -> list[_Column]:
+    sets: dict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(map(_name, results)):
+        sets[name.partition("/")[0]].append(name)
+    columns = []
+    for dataset, names in sets.items():
+        columns += [_Column(name.partition("/")[2], name, [name]) for name in names]
+        if len(names) > 1 and len(sets) > 1:
+            columns.append(_Column(f"{dataset} {MEAN}", f"{dataset}/{MEAN}", names))
+    overall = f"{'+'.join(sets)}/{MEAN}"  # published of one set alone
+    return [*columns, _Column(MEAN, overall, list(chain.from_iterable(sets.values())))]
 
 
 def lead_table(results: Sequence[dict[str, Any]], metric: str) -> str:
@@ -84,16 +113,15 @@ def _line(cells: Sequence[object]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _published(results: Sequence[dict[str, Any]], metric: str, shots: int) -> Iterator[str]:
+def _published(columns: Sequence[_Column], metric: str, shots: int) -> Iterator[str]:
     """Rows of what others report of these data sets (published.json), with as many digits as they give."""
-    columns = list(dict.fromkeys(f"{result['dataset']}/{result['category']}" for result in results))
-    overall = "+".join({result["dataset"] for result in results}) + f"/{MEAN}"  # of one set alone
     for part in json.loads(resources.files("fsad").joinpath("published.json").read_text(encoding="utf-8")):
         for method, at, name, values in part["rows"]:
             known = dict(zip(part["columns"], values, strict=True))
-            given = [known[column] for column in columns if column in known]
-            average = round(mean(given), 3) if len(given) == len(columns) else known.get(overall, "-")
-            cells = [*(known.get(column, "-") for column in columns), average]
+            for _, whole, parts in columns:
+                if whole not in known and known.keys() >= set(parts):
+                    known[whole] = round(mean(known[each] for each in parts), 3)
+            cells = [known.get(column.name, "-") for column in columns]
             if name == metric and at in (shots, ALL) and set(cells) != {"-"}:
                 yield _line([f"{method}, published", part["source"], *cells])
 
