@@ -337,7 +337,7 @@ def test_frames_as_pictures(tmp_path):
     assert [grey(frame.picture()) for frame in single.normal] == [*range(FRAMES)] * 2
     assert [picture.anomalous for picture in single.test][:FRAMES] == TRUTH.tolist()
     (stack,) = load(f"ucsd-ped2:stack={tmp_path}")
-    assert stack.dataset == "ucsd-ped2:stack"
+    assert (stack.name, stack.dataset) == ("UCSDped2:stack", "ucsd-ped2:stack")
     for frame, greys in ((1, (1, 0, 0)), (11, (11, 9, 7)), (FRAMES, (0, 0, 0))):  # a video begins anew
         values = 255 * read_picture(stack.normal[frame])
         np.testing.assert_allclose(values, np.broadcast_to(greys, (16, 16, 3)), atol=1e-4)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import lookalikes
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,8 @@ from fsad.cli import app
 from fsad.datasets import Category, Picture, _frames, load
 from fsad.errors import InputError
 from fsad.evaluate import EXAMPLE_SIZE, Protocol, drawn, examples, run_evaluation
-from fsad.evaluation_tables import lead_table, table
+from fsad.evaluation_plots import write_plots
+from fsad.evaluation_tables import lead_table, table, write_tables
 from fsad.frames import score_maps
 from fsad.images import resize
 from fsad.maml import Autoencoder
@@ -108,6 +110,23 @@ def test_frames_of_videos(tmp_path):
     stored.test.append(Picture(frames[0], True, None))
     (again,) = run_evaluation([stored], protocol(methods=("ridge",), draws=1), tmp_path / "again")
     assert again["scores"][:6] == pytest.approx(scores[:6].tolist(), rel=1e-4)
+
+
+def test_views_of_videos_side_by_side(tmp_path):
+    lookalikes.ucsd(tmp_path, "UCSDped2")
+    categories = [*load(f"ucsd-ped2={tmp_path}"), *load(f"ucsd-ped2:stack={tmp_path}")]
+    out = tmp_path / "out"
+    results = run_evaluation(categories, protocol(methods=("fsad",), draws=1, shots=(10,)), out)
+    write_plots(categories, results, out)
+    assert {path.name for path in (out / "plots").iterdir()} == {
+        f"UCSDped2{view}-10{kind}.png" for view in ("", "-stack") for kind in ("", "-maps")
+    }
+    assert not [*out.rglob("*:*")]
+    lines = write_tables(results, out).partition("normalised by video, 10 shots")[2].splitlines()
+    assert lines[2] == "| method | network | UCSDped2 | UCSDped2:stack | mean |"
+    assert any("Table 2 | 0.9245 | 0.9245 |" in line for line in lines)
+    rows = csv.DictReader((out / "results.csv").read_text().splitlines())
+    assert [row["dataset"] for row in rows] == ["ucsd-ped2", "ucsd-ped2:stack"]
 
 
 def test_flipped_and_turned_pictures_are_normal_too(tmp_path):

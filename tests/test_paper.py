@@ -112,5 +112,10 @@ def test_table_2(tmp_path, monkeypatch):
     results = run_evaluation(tested, protocol, tmp_path)
     assert len(results) == 2 * 2 * 3
     assert all("frame AUC, normalised by video" in result["metrics"] for result in results)
+    monkeypatch.setattr("fsad.paper.SPLIT", "01")
+    views = [text.replace("=", ":stack=", 1) for text in given]
+    tested, protocol = set_up(2, views, tmp_path)
+    assert [category.name for category in tested] == ["12:stack", "UCSDped2:stack"]
+    assert trained_on(protocol, tested[0])[0] == [{"01:stack"}] * 2
     with pytest.raises(InputError, match="table 2 needs shanghaitech=ROOT"):
         set_up(2, given[1:], tmp_path)

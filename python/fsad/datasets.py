@@ -93,6 +93,7 @@ def load(given: str, root: str | os.PathLike | None = None) -> list[Category]:
     """The categories of a data set: `load("NAME", ROOT)` or `load("NAME=ROOT")`.
 
     Of videos, the frames as pictures; as "NAME:stack" or "NAME:difference" these show motion, see ``Frame``.
+    The names of categories then end alike, so that views can be compared in one evaluation.
 
     root: the folder of the data; None for sets that come from a package or are made up. Raises InputError,
     or FsadError where a package is missing.
@@ -107,6 +108,7 @@ def load(given: str, root: str | os.PathLike | None = None) -> list[Category]:
         found = [_frames(camera, temporal or TEMPORAL[0]) for camera in found]
     for category in found:
         category.dataset = text
+        category.name += text.removeprefix(name)
     return found
 
 

@@ -85,8 +85,8 @@ class Run:
 
     @property
     def file(self) -> str:
-        key = json.dumps(asdict(self), sort_keys=True)
-        return f"{self.category}-{self.method}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        key = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return f"{self.category.replace(':', '-')}-{self.method}-{key[:12]}"
 
 
 Progress = Callable[[Run], object]

@@ -32,7 +32,7 @@ def write_plots(categories: Sequence[Category], results: Sequence[dict[str, Any]
             for result in own:
                 if result["shots"] in (shots, ALL):
                     rows[f"{result['method']}\n{result['network']}"].append(result)
-            path = folder / "plots" / f"{category.name}-{shots}.png"
+            path = folder / "plots" / f"{category.name.replace(':', '-')}-{shots}.png"
             write_png(path, _curves(rows))
             maps = {name: Image.open(folder / "runs" / f"{r[0]['file']}.png") for name, r in rows.items()}
             write_png(path.with_stem(f"{path.stem}-maps"), _maps(category, maps))

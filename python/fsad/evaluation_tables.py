@@ -1,6 +1,7 @@
 """What an evaluation found, as Markdown, CSV and JSON."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from importlib import resources
@@ -31,7 +32,7 @@ def write_tables(results: Sequence[dict[str, Any]], folder: Path) -> str:
     text = "\n\n".join(tables)
     replace_file(folder / "results.md", f"{text}\n".encode())
     replace_file(folder / "results.json", json.dumps(list(results), indent=1).encode())
-    names = ["category", "method", "network", "shots", "draw", *_metrics(results)]
+    names = ["dataset", "category", "method", "network", "shots", "draw", *_metrics(results)]
     replace_csv(folder / "results.csv", names, (result | result["metrics"] for result in results))
     return text
 
@@ -114,16 +115,24 @@ def _line(cells: Sequence[object]) -> str:
 
 
 def _published(columns: Sequence[_Column], metric: str, shots: int) -> Iterator[str]:
-    """Rows of what others report of these data sets (published.json), with as many digits as they give."""
+    """Rows of what others report of these data sets (published.json), with as many digits as they give.
+
+    Whichever view of videos is ours, see ``fsad.datasets.load``: theirs is of the same videos.
+    """
+    plain = [_Column(each.title, _bare(each.name), [*map(_bare, each.categories)]) for each in columns]
     for part in json.loads(resources.files("fsad").joinpath("published.json").read_text(encoding="utf-8")):
         for method, at, name, values in part["rows"]:
             known = dict(zip(part["columns"], values, strict=True))
-            for _, whole, parts in columns:
+            for _, whole, parts in plain:
                 if whole not in known and known.keys() >= set(parts):
                     known[whole] = round(mean(known[each] for each in parts), 3)
-            cells = [known.get(column.name, "-") for column in columns]
+            cells = [known.get(column.name, "-") for column in plain]
             if name == metric and at in (shots, ALL) and set(cells) != {"-"}:
                 yield _line([f"{method}, published", part["source"], *cells])
+
+
+def _bare(name: str) -> str:
+    return re.sub(":[^/]*", "", name)
 
 
 def _metrics(results: Sequence[dict[str, Any]]) -> list[str]:

@@ -61,7 +61,7 @@ def prepare(
     Raises InputError: the data is not that of the table.
     """
     table, scenes = TABLES[number], [text for text in given if text.startswith(SCENES)]
-    later = [c.name for c in categories if c.dataset.startswith(SCENES) and c.name > SPLIT]
+    later = [c.name for c in categories if c.dataset.startswith(SCENES) and c.name.partition(":")[0] > SPLIT]
     if number == 2:
         tested = [c for c in categories if c.test and (c.name in later or not c.dataset.startswith(SCENES))]
     else:
