@@ -229,6 +229,18 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path):
     assert found == whole
 
 
+def test_what_was_lost_or_cut_off_is_made_again(tmp_path):
+    judged, category, chosen = [], make_category(), protocol(methods=("ridge",), draws=3)
+    results = run_evaluation([category], chosen, tmp_path)
+    first, second, _ = (tmp_path / "runs" / f"{result['file']}.json" for result in results)
+    first.with_suffix(".png").unlink()
+    second.write_bytes(second.read_bytes()[:-9])
+    again = run_evaluation([category], chosen, tmp_path, judged.append)
+    assert [run.draw for run in judged] == [0, 1]
+    assert [result["scores"] for result in again] == [result["scores"] for result in results]
+    write_plots([category], again, tmp_path)
+
+
 def test_other_inputs_are_another_run(tmp_path):
     """Pictures, their size, and weights under the same name: nothing old is taken for new."""
 

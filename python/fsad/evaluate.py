@@ -120,7 +120,7 @@ def run_evaluation(
             networks[name] = network.eval().requires_grad_(False)
         runs = _runs(category, protocol, {name: _identity(network) for name, network in networks.items()})
         paths = {run: folder / "runs" / f"{run.file}.json" for run in runs}
-        if missing := [run for run in runs if not paths[run].exists()]:
+        if missing := [run for run in runs if not _is_whole(run, paths[run])]:
             with tempfile.TemporaryDirectory() as scratch:
                 store = _Store(category, protocol, networks, Path(scratch))
                 for run in missing:
@@ -132,6 +132,15 @@ def run_evaluation(
                     progress(run)
         found += [{"dataset": category.dataset, **json.loads(path.read_bytes())} for path in paths.values()]
     return found
+
+
+def _is_whole(run: Run, path: Path) -> bool:
+    """Whether the file, and the maps beside that of a first draw, are there and can be read."""
+    try:
+        json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return run.draw != 0 or path.with_suffix(".png").exists()
 
 
 def _identity(network: Backbone) -> str:
