@@ -218,9 +218,12 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path):
         time.sleep(0.001)
     process.kill()
     process.communicate()
+    scratch = runs / "scratch"
+    assert [*scratch.iterdir()]
     before = {path: path.stat().st_mtime_ns for path in runs.glob("*.json")}
     categories, judged = load("folders", tmp_path / "data"), []
     found = run_evaluation(categories, protocol(draws=6), tmp_path / "killed", judged.append)
+    assert not scratch.exists()
     assert len(before) < len(found) == len(before) + len(judged) == 2 * 6 * 6
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     whole = run_evaluation(categories, protocol(draws=6), tmp_path / "whole")

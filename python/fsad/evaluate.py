@@ -7,9 +7,10 @@ is missing.
 
 import hashlib
 import json
-import tempfile
+import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain, product
 from pathlib import Path
@@ -120,9 +121,9 @@ def run_evaluation(
             networks[name] = network.eval().requires_grad_(False)
         runs = _runs(category, protocol, {name: _identity(network) for name, network in networks.items()})
         paths = {run: folder / "runs" / f"{run.file}.json" for run in runs}
-        if missing := [run for run in runs if not _is_whole(run, paths[run])]:
-            with tempfile.TemporaryDirectory() as scratch:
-                store = _Store(category, protocol, networks, Path(scratch))
+        with _emptied(folder / "runs" / "scratch") as scratch:
+            if missing := [run for run in runs if not _is_whole(run, paths[run])]:
+                store = _Store(category, protocol, networks, scratch)
                 for run in missing:
                     result, maps = _judge(run, category, store)
                     if run.draw == 0:
@@ -132,6 +133,18 @@ def run_evaluation(
                     progress(run)
         found += [{"dataset": category.dataset, **json.loads(path.read_bytes())} for path in paths.values()]
     return found
+
+
+@contextmanager
+def _emptied(folder: Path) -> Iterator[Path]:
+    """Without what an evaluation that was killed left there, and gone afterwards."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def _is_whole(run: Run, path: Path) -> bool:
