@@ -168,6 +168,13 @@ def test_masks_with_colours(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "palette.png", 16), DEFECT)
 
 
+@pytest.mark.parametrize("hidden", [0, 255])
+def test_masks_with_a_transparent_background(tmp_path, hidden):
+    pixels = np.where(DEFECT[:, :, None] > 0, 255, np.array([hidden] * 3 + [0])).astype(np.uint8)
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "transparent.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "transparent.png", 16), DEFECT)
+
+
 WRITERS = {
     "mvtec": lookalikes.mvtec,
     "visa": lookalikes.visa,

@@ -48,19 +48,27 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
     return sorted(paths, key=lambda p: os.fsencode(p.relative_to(folder)))
 
 
-def load_image(source: ImageLike, max_pixels: int | None = None) -> np.ndarray:
+def load_image(source: ImageLike, max_pixels: int | None = None, background: float = 1) -> np.ndarray:
     """One picture as float32 (H, W, 3), RGB in [0, 1].
 
     source: a path, the bytes of a file, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4),
         or a tensor (H, W), (1, H, W) or (3, H, W). Arrays and tensors: uint8 (scaled by 255),
         uint16 (by 65535), bool, or floating point already in [0, 1].
     max_pixels: files and PIL images with more pixels are refused before decoding (default `MAX_PIXELS`).
+    background: the grey that transparency is laid over, in [0, 1].
 
     The EXIF orientation is applied. Grey is repeated in three channels, 16-bit grey keeps its depth,
-    transparency is laid over white, CMYK converted; of files with several frames the first one counts.
+    CMYK is converted; of files with several frames the first one counts.
     Raises `InputError`, which names the source and the reason.
     """
-    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    array = _load(source, MAX_PIXELS if max_pixels is None else max_pixels)
+    if array.shape[2] == 4:
+        array = array[:, :, :3] * array[:, :, 3:] + background * (1 - array[:, :, 3:])
+    return np.ascontiguousarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array)
+
+
+def _load(source: ImageLike, limit: int) -> np.ndarray:
+    """float32 (H, W, 1), (H, W, 3), or with transparency (H, W, 4)."""
     if isinstance(source, torch.Tensor):
         return _from_tensor(source)
     if isinstance(source, np.ndarray):
@@ -166,9 +174,7 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
             )
     else:
         raise InputError(f"{name}: dtype {array.dtype}; expected uint8, uint16, bool or floating point.")
-    if array.shape[2] == 4:
-        array = array[:, :, :3] * array[:, :, 3:] + (1 - array[:, :, 3:])
-    return np.ascontiguousarray(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array)
+    return array
 
 
 def _from_tensor(tensor: torch.Tensor) -> np.ndarray:
