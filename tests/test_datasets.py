@@ -112,6 +112,9 @@ def test_folders_of_ones_own(tmp_path):
     lookalikes.mask(tmp_path / "plain" / "ground_truth" / "dents" / "0.png")
     with pytest.raises(InputError, match=r"test/dents/1\.png has no mask; expected 1_mask\.\* or 1\.\*"):
         load("folders", tmp_path)  # some masks are worse than none
+    lookalikes.picture(tmp_path / "plain" / "test" / "dents" / "0.jpg")
+    with pytest.raises(InputError, match=r"dents/0\.jpg and .*dents/0\.png share one name"):
+        load("folders", tmp_path)
 
 
 @pytest.mark.skipif(find_spec("elpv_dataset") is None, reason="needs the package elpv-dataset")

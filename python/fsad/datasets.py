@@ -166,7 +166,11 @@ def folders(folder: Path) -> list[Path]:
 def _pairs(pictures: list[Path], masks: list[Path], *endings: str) -> Iterator[tuple[Path, Path]]:
     """Each picture with its mask, which has the same name but for one of `endings` and the suffix."""
     left = {mask.stem.lower(): mask for mask in masks}
+    first: dict[str, Path] = {}
     for picture in pictures:
+        if (other := first.setdefault(picture.stem.lower(), picture)) != picture:
+            both = f"{display_name(other)} and {display_name(picture)}"
+            raise InputError(f"{both} share one name, so that a mask could be either's; rename one")
         names = [picture.stem.lower() + ending for ending in endings]
         mask = next((left.pop(name) for name in names if name in left), None)
         if mask is None:
