@@ -213,8 +213,9 @@ def test_a_wrong_root_is_answered_by_what_was_expected(tmp_path, name):
     with pytest.raises(InputError, match=r"found holiday$") as error:
         read(name, root)
     assert DATASETS[name].layout in str(error.value)
-    with pytest.raises(InputError, match="nowhere does not exist"):
+    with pytest.raises(InputError, match="nowhere does not exist") as error:
         read(name, root / "nowhere")
+    assert DATASETS[name].layout in str(error.value)
     with pytest.raises(InputError, match=f"{name} needs a folder: "):
         read(name, None)
 

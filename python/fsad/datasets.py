@@ -134,6 +134,9 @@ def _frames(camera: VideoCategory, temporal: str) -> Category:
 
 def _checked(root: Path, dataset: Dataset) -> Path:
     """The root, if it is laid out as it should be; the error says what is missing, and what lies near."""
+    if not root.is_dir():
+        wrong = f"{display_name(root)} does not exist, or is no folder"
+        raise InputError(f"{wrong}; expected the folder of {dataset.title}, which holds {dataset.layout}")
     found = [path.name for path in entries(root)]
     if _fits(root, dataset):
         return root
