@@ -163,10 +163,10 @@ class MamlAutoencoder:
         self._loss = MamlLoss(autoencoder.module.requires_grad_())
 
     def fit(self, pictures: Tensor) -> None:
-        self._support = pictures
+        self._adapted = self._loss.adapt(pictures)
 
     def score_map(self, pictures: Tensor) -> Tensor:
-        return self._loss.score_map(self._support, pictures)
+        return self._loss.score_map(self._adapted, pictures)
 
 
 class Kind(NamedTuple):

@@ -56,7 +56,7 @@ class MamlLoss(nn.Module):
 
     def forward(self, support: Tensor, query: Tensor, corrupted: Tensor, *_: Any) -> dict[str, Tensor]:
         """One episode, as ``fsad.episodic.EpisodeLoss`` takes it; ``"sample"`` is what becomes of q̂."""
-        adapted = self._adapt(support, second_order=True)
+        adapted = self.adapt(support, second_order=True)
         error = self._errors(adapted, query).mean()
         with torch.no_grad():
             sample = functional_call(self.autoencoder, adapted, corrupted)
@@ -64,17 +64,17 @@ class MamlLoss(nn.Module):
             seen |= {"normal": error.detach(), "corrupted": F.mse_loss(sample, corrupted)}
         return {"loss": error, "sample": sample, **seen}
 
-    def score_map(self, support: Tensor, images: Tensor) -> Tensor:
-        """Error of reconstruction after adapting to the support: (K, 3, H, W), (B, 3, H, W) -> (B, H, W)."""
-        adapted = self._adapt(support, second_order=False)
-        with torch.no_grad():
-            return self._errors(adapted, images)
+    @torch.no_grad()
+    def score_map(self, adapted: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Error of each pixel with what ``adapt`` gave: (B, 3, H, W) -> (B, H, W)."""
+        return self._errors(adapted, images)
 
     def scores(self, support: Tensor, images: Tensor) -> Tensor:
-        """Mean of ``score_map``: (B,)."""
-        return self.score_map(support, images).mean((1, 2))
+        """Mean error after adapting to the support: (K, 3, H, W) and (B, 3, H, W) -> (B,)."""
+        return self.score_map(self.adapt(support), images).mean((1, 2))
 
-    def _adapt(self, support: Tensor, second_order: bool) -> dict[str, Tensor]:
+    def adapt(self, support: Tensor, second_order: bool = False) -> dict[str, Tensor]:
+        """The autoencoder's parameters after the steps on the support (K, 3, H, W)."""
         parameters: dict[str, Tensor] = dict(self.autoencoder.named_parameters())
         with torch.enable_grad():
             for _ in range(self.steps):
