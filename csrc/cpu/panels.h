@@ -23,7 +23,7 @@ struct Panels {
 
   // So few queries that vectors along the atoms waste less than vectors of queries. Decided by all queries
   // of a task, as the order of sums depends on it.
-  static bool are_single(int64_t queries) { return queries <= kLanes<Real> / 2; }
+  static bool are_single(int64_t queries) { return queries <= kLanes<Real> / 4; }
 
   Panels(int64_t count, bool single)
       : count(count),
