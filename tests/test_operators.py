@@ -79,6 +79,23 @@ def test_results_do_not_depend_on_threads(dtype: torch.dtype) -> None:
         assert all(torch.equal(value, run[quantity]) for run in runs[1:]), quantity
 
 
+@pytest.mark.parametrize("atoms", [64, 1122])  # threads share groups of queries, or the atoms of one
+def test_relative_energy_does_not_depend_on_threads(atoms: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(1, 1, 40, 5, 7 if atoms > 64 else 200, generator=generator)
+    support = torch.randn(1, 1, 40, 1, atoms, generator=generator)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(functional.relative_energy(queries, support, [0.4, 0.2], step=1e-3, tau=50.0))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(mine, first) for mine, first in zip(other, results[0], strict=True))
+
+
 def test_memory_layout_of_the_caller_does_not_matter() -> None:
     check_layouts(SHAPES[5])
 
