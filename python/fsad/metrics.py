@@ -82,15 +82,12 @@ class PixelMetrics:
     """Metrics of the pixels of all pictures of a category together.
 
     Scores are kept as float32: 4 bytes for a normal pixel and 8 for an anomalous one, which are sorted
-    where they lie. All metrics are sums or maxima over the anomalous pixels of terms that depend on
-    how many pixels score higher, or as high.
-
-    Args:
-        pixels_expected: of all pictures, if known; otherwise up to an eighth more memory is taken.
+    where they lie, and up to a 32nd more. All metrics are sums or maxima over the anomalous pixels of terms
+    that depend on how many pixels score higher, or as high.
     """
 
-    def __init__(self, pixels_expected: int | None = None) -> None:
-        self._normal = _Growing(np.float32, pixels_expected or 0)
+    def __init__(self) -> None:
+        self._normal = _Growing(np.float32)
         self._anomalous = _Growing(np.complex64)  # score + i·(size of its component), sorted in that order
         self._components = 0
 
@@ -152,8 +149,10 @@ class PixelMetrics:
         """
         normal, anomalous = self._sorted()
         allowed = (np.linspace(0, MAX_FPR, points) * len(normal)).astype(int)
-        first = np.searchsorted(anomalous.real, normal[len(normal) - 1 - allowed], "right")
-        gained = [np.sum(1 / anomalous.imag[a:b]) for b, a in pairwise([len(anomalous), *first])]
+        # The real parts alone would be a copy. All sizes are above 0, so the next score stands before its own.
+        after = np.nextafter(normal[len(normal) - 1 - allowed], np.float32(np.inf))
+        first = np.searchsorted(anomalous, after.astype(np.complex64))
+        gained = [_inverse_sum(anomalous[a:b].imag) for b, a in pairwise([len(anomalous), *first])]
         return np.cumsum(gained) / self._components
 
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
@@ -170,23 +169,29 @@ class PixelMetrics:
 class _Growing:
     """A row of numbers that grows at its end.
 
-    Where its memory is used up it takes an eighth more, by realloc, which moves pages of memory and
-    makes no second copy. Memory that was never written takes no room.
+    Where its memory is used up it takes a 32nd more, by realloc, which moves pages of memory and
+    makes no second copy.
     """
 
-    def __init__(self, dtype: DTypeLike, capacity: int = 0) -> None:
-        self._memory, self._used = np.empty(capacity, dtype), 0
+    def __init__(self, dtype: DTypeLike) -> None:
+        self._memory, self._used = np.empty(0, dtype), 0
 
     def append(self, numbers: np.ndarray) -> None:
         end = self._used + len(numbers)
         if end > len(self._memory):
-            self._memory.resize(end + end // 8, refcheck=False)  # views live within one call only
+            self._memory.resize(end + end // 32, refcheck=False)  # views live within one call only
         self._memory[self._used : end] = numbers
         self._used = end
 
     def values(self) -> np.ndarray:
         """A view, valid until the next `append`."""
         return self._memory[: self._used]
+
+
+def _inverse_sum(sizes: np.ndarray) -> float:
+    """Sum of 1/size, in blocks: of all at once there would be a copy."""
+    parts = (sizes[start : start + BLOCK] for start in range(0, len(sizes), BLOCK))
+    return float(sum(np.sum(1 / part, dtype=np.float64) for part in parts))
 
 
 def _area(above: np.ndarray, false: np.ndarray, limit: float) -> np.ndarray:
