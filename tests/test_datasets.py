@@ -9,6 +9,7 @@ from pathlib import Path
 import lookalikes
 import numpy as np
 import pytest
+import torch
 from lookalikes import BAD_FRAMES, DEFECT, FRAMES
 from PIL import Image
 
@@ -102,6 +103,7 @@ def test_folders_of_ones_own(tmp_path):
     lookalikes.folders(tmp_path)
     only_bad, plain = load("folders", tmp_path)
     assert (only_bad.name, plain.name) == ("only bad", "plain")
+    assert plain.dataset == f"folders:{tmp_path.name}"  # other folders are another set
     assert names(plain, tmp_path / "plain") == (
         ["train/0.JPEG", "train/1.JPEG"],
         ["test/Good/0.tiff", "test/Good/1.tiff"],
@@ -313,6 +315,24 @@ def test_ucsd(tmp_path, number, table):
     assert second.anomalous.dtype == bool
 
 
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ("6:700", "frames 6 to 700 of Test001, which has 1 to 12"),
+        ("2, 300:400", "frames 300 to 400 of Test001"),
+        ("0:3", "frames 0 to 3 of"),
+        ("13", "frames 13 to 13 of"),
+        ("9:3", "frames 9 to 3 of"),
+    ],
+)
+def test_ranges_outside_a_video_are_named(tmp_path, ranges, message):
+    lookalikes.ucsd(tmp_path, "UCSDped2")
+    table = tmp_path / "UCSDped2" / "Test" / "UCSDped2.m"
+    table.write_text(table.read_text().replace("6:7, 8 : 9", ranges))
+    with pytest.raises(InputError, match=rf"UCSDped2\.m lists {message}"):
+        read("ucsd-ped2", tmp_path)
+
+
 def test_avenue_as_films(tmp_path):
     pytest.importorskip("av", reason="needs PyAV, the extra video")
     lookalikes.avenue(tmp_path, lookalikes.film)
@@ -389,6 +409,9 @@ def test_shanghaitech_by_scene(tmp_path):
         ("12", 1, 1),
         ("13", 1, 0),
     ]
+    (tmp_path / "training" / "frames").mkdir()  # beside videos, an empty one says nothing
+    (tmp_path / "training" / "frames" / ".DS_Store").touch()
+    assert [len(c.normal) for c in read("shanghaitech", tmp_path)] == [2, 1, 1]
     (video,) = categories[0].test
     assert [path.stem for path in video.frames] == [str(i) for i in range(FRAMES)]  # 9 goes before 10
     np.testing.assert_array_equal(video.anomalous, TRUTH)
@@ -457,3 +480,17 @@ def test_descriptions():
     for name, dataset in DATASETS.items():
         assert name == dataset.name
         assert all((dataset.title, dataset.licence, dataset.source, dataset.layout))
+    stated = {name for name, dataset in DATASETS.items() if dataset.licence != "none stated"}
+    assert {*DATASETS} - stated == {"mpdd", "ucsd-ped1", "ucsd-ped2", "avenue"}
+
+
+def test_fingerprints_are_of_what_is_seen(tmp_path, monkeypatch):
+    """Not of how a path is spelled; of a picture in memory, all of it."""
+    lookalikes.picture(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    spellings = (Path("a.png"), "a.png", "./a.png", tmp_path / "a.png")
+    assert len({fingerprint(each) for each in spellings}) == 1
+    pictures = [np.zeros((64, 64), np.float32) for _ in range(2)]
+    pictures[1][32, 32] = 0.5
+    for kind in (lambda a: a, lambda a: Image.fromarray((255 * a).astype(np.uint8)), torch.from_numpy):
+        assert len({fingerprint(kind(picture)) for picture in pictures}) == 2

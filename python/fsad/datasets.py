@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from fsad.errors import FsadError, InputError
-from fsad.images import ImageLike, display_name, list_images, load_image, resize
+from fsad.images import FORMATS, ImageLike, display_name, list_images, load_image, resize
 from fsad.procedural import FAMILIES, HELD_OUT, ProceduralTask
 from fsad.video import TEMPORAL, Frame, VideoCategory, avenue, entries, shanghaitech, ucsd
 
@@ -40,7 +42,7 @@ class Category:
     normal: list[Any]  # ImageLike, or Frame
     test: list[Picture]
     videos: list[int] = field(default_factory=list)  # lengths of those that the test pictures are of
-    dataset: str = ""  # as it was asked for
+    dataset: str = ""  # as it was asked for; own folders with their name, "folders:NAME"
 
     @property
     def has_masks(self) -> bool:
@@ -75,17 +77,53 @@ def read_picture(source: Any) -> np.ndarray:
     return load_image(source.picture() if isinstance(source, Frame) else source)
 
 
+def check_masks(category: Category, size: int) -> None:
+    """That masks can be right: of their pictures' sizes, none empty, and not all gone at ``size``.
+
+    Raises InputError, which names the file or the category. Pictures are not decoded, only masks.
+    """
+    masked = [(picture.source, picture.mask) for picture in category.test if picture.mask is not None]
+    seen = not masked
+    for source, mask in masked:
+        marked, shape = _marked(mask), _shape(source)
+        name = f"a mask of {category.name}"
+        if isinstance(mask, (str, os.PathLike)):
+            name = display_name(mask)
+        if marked.shape != shape:
+            sizes = " x ".join(map(str, marked.shape[::-1])), " x ".join(map(str, shape[::-1]))
+            advice = "give it the mask that was drawn on it"
+            raise InputError(f"{name} is {sizes[0]} pixels, its picture {sizes[1]}; {advice}")
+        if not marked.any():
+            advice = "mend it, or move the picture to the normal ones"
+            raise InputError(f"{name} marks no pixel, but its picture counts as anomalous; {advice}")
+        seen = seen or bool((resize(marked, size) > 0.5).any())
+    if not seen:
+        advice = "take a larger --input-size, or leave the category out"
+        raise InputError(
+            f"at {size} x {size} pixels nothing is left of any mask of {category.name}; {advice}"
+        )
+
+
+def _shape(source: Any) -> tuple[int, ...]:
+    """(H, W) of a picture; of a file, from its header if that tells."""
+    with suppress(Exception), Image.open(source, formats=FORMATS) as image:
+        # To look for an orientation, which PNG files hardly ever have, would decode them.
+        if image.format == "PNG" or image.getexif().get(0x0112, 1) == 1:
+            return image.height, image.width
+    return read_picture(source).shape[:2]
+
+
 def fingerprint(source: Any) -> bytes:
-    """A digest of a picture; of a file, by its path, size and time of change."""
+    """A digest of a picture; of a file, by its path, size and time of change, however the path is spelled."""
     about = ""
     if isinstance(source, Frame):
         about, source = f"{source.number} {source.temporal};", source.file
-    if isinstance(source, np.ndarray):
-        content = f"{source.dtype} {source.shape}".encode() + source.tobytes()
-    elif isinstance(source, Path):
-        content = f"{source.resolve()} {source.stat().st_size} {source.stat().st_mtime_ns}".encode()
+    if isinstance(source, (str, os.PathLike)):
+        path, file = Path(source).resolve(), os.stat(source)
+        content = f"{path} {file.st_size} {file.st_mtime_ns}".encode()
     else:
-        content = repr(source).encode()
+        picture = np.empty(0) if source is None else load_image(source)
+        content = str(picture.shape).encode() + picture.tobytes()
     return hashlib.sha256(about.encode() + content).digest()
 
 
@@ -104,10 +142,12 @@ def load(given: str, root: str | os.PathLike | None = None) -> list[Category]:
     if temporal and not (is_video and temporal in TEMPORAL):
         raise InputError(f"got {text!r}; expected NAME, or for videos NAME:{' or NAME:'.join(TEMPORAL)}")
     found = read(name, stated or root)
+    # Several folders of one's own are as many data sets.
+    dataset = f"{name}:{Path(stated or str(root)).resolve().name}" if name == "folders" else text
     if is_video:
         found = [_frames(camera, temporal or TEMPORAL[0]) for camera in found]
     for category in found:
-        category.dataset = text
+        category.dataset = dataset
         category.name += text.removeprefix(name)
     return found
 
@@ -304,20 +344,20 @@ CLIPS = "{training,testing}_videos/01.avi, ground_truth_demo/testing_label_mask/
 AVENUE = CLIPS, ("training_videos",), avenue, True
 SCENES = "training/videos/01_001.avi, testing/frames/01_0014/000.jpg, testing/test_frame_mask/01_0014.npy"
 SHANGHAITECH = SCENES, ("testing/frames",), shanghaitech, True
-BY_NC_SA, ON_ITS_PAGE = "CC BY-NC-SA 4.0", "see its page"
+BY_NC_SA, NOT_STATED = "CC BY-NC-SA 4.0", "none stated"
 
 _ALL = (
     Dataset("mvtec", "MVTec AD", BY_NC_SA, "mvtec.com/company/research/datasets/mvtec-ad", *TREE),
     Dataset("visa", "VisA", "CC BY 4.0", "github.com/amazon-science/spot-diff", *VISA),
-    Dataset("mpdd", "MPDD, metal parts", ON_ITS_PAGE, "github.com/stepanje/MPDD", *TREE),
+    Dataset("mpdd", "MPDD, metal parts", NOT_STATED, "github.com/stepanje/MPDD", *TREE),
     Dataset("btad", "BTAD", BY_NC_SA, "avires.dimi.uniud.it/papers/btad/btad.zip", *BTAD),
     Dataset("kolektor", "KolektorSDD", BY_NC_SA, "vicos.si/resources/kolektorsdd", *KOLEKTOR),
     Dataset("elpv", "ELPV, solar cells", BY_NC_SA, "pypi.org/project/elpv-dataset", *ELPV),
     Dataset("folders", "folders of categories", "yours", "your own pictures", *FOLDERS),
     Dataset("procedural", "made-up products, NOT real data", "Apache-2.0", "fsad.procedural", *MADE_UP),
-    Dataset("ucsd-ped1", "UCSD Ped1", ON_ITS_PAGE, "svcl.ucsd.edu/projects/anomaly/dataset.htm", *_ucsd(1)),
-    Dataset("ucsd-ped2", "UCSD Ped2", ON_ITS_PAGE, "svcl.ucsd.edu/projects/anomaly/dataset.htm", *_ucsd(2)),
-    Dataset("avenue", "CUHK Avenue", ON_ITS_PAGE, "cse.cuhk.edu.hk/leojia/projects/detectabnormal", *AVENUE),
+    Dataset("ucsd-ped1", "UCSD Ped1", NOT_STATED, "svcl.ucsd.edu/projects/anomaly/dataset.htm", *_ucsd(1)),
+    Dataset("ucsd-ped2", "UCSD Ped2", NOT_STATED, "svcl.ucsd.edu/projects/anomaly/dataset.htm", *_ucsd(2)),
+    Dataset("avenue", "CUHK Avenue", NOT_STATED, "cse.cuhk.edu.hk/leojia/projects/detectabnormal", *AVENUE),
     Dataset("shanghaitech", "ShanghaiTech", "BSD 2-Clause", "svip-lab.github.io/dataset", *SHANGHAITECH),
 )
 DATASETS = {dataset.name: dataset for dataset in _ALL}

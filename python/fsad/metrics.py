@@ -149,7 +149,7 @@ class PixelMetrics:
         """
         normal, anomalous = self._sorted()
         allowed = (np.linspace(0, MAX_FPR, points) * len(normal)).astype(int)
-        # The real parts alone would be a copy. All sizes are above 0, so the next score stands before its own.
+        # The real parts alone would be a copy. Sizes are above 0, so the next score stands before its own.
         after = np.nextafter(normal[len(normal) - 1 - allowed], np.float32(np.inf))
         first = np.searchsorted(anomalous, after.astype(np.complex64))
         gained = [_inverse_sum(anomalous[a:b].imag) for b, a in pairwise([len(anomalous), *first])]

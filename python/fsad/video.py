@@ -129,8 +129,14 @@ def ucsd(root: Path, name: str) -> list[VideoCategory]:
             raise InputError(f"{display_name(table)} lists {len(ranges)} videos; {len(names)} are beside it")
         truth = {clip: np.zeros(len(clips[clip]), dtype=bool) for clip in names}
         for clip, text in zip(names, ranges, strict=True):  # '5:90, 140': frames 5 to 90, from 1 on, and 140
-            for first, last in re.findall(r"(\d+)(?:\s*:\s*(\d+))?", text):
-                truth[clip][int(first) - 1 : int(last or first)] = True
+            for found in re.findall(r"(\d+)(?:\s*:\s*(\d+))?", text):
+                first, last = int(found[0]), int(found[1] or found[0])
+                if not 1 <= first <= last <= len(truth[clip]):
+                    wrong = f"{display_name(table)} lists frames {first} to {last} of {clip}"
+                    raise InputError(
+                        f"{wrong}, which has 1 to {len(truth[clip])}; give it the list of these videos"
+                    )
+                truth[clip][first - 1 : last] = True
     else:
         masks = {clip: clips.get(f"{clip}_gt", []) for clip in names}
         truth = {clip: np.array([load_image(mask).any() for mask in masks[clip]]) for clip in names}
@@ -150,7 +156,8 @@ def avenue(root: Path) -> list[VideoCategory]:
 def shanghaitech(root: Path) -> list[VideoCategory]:
     """ShanghaiTech Campus: a category for each scene; scene 13 has no videos to test on."""
     training, testing = root / "training", root / "testing"
-    training /= "frames" if (training / "frames").is_dir() else "videos"
+    decoded = training / "frames"
+    training = decoded if decoded.is_dir() and entries(decoded) else training / "videos"
     scenes: dict[str, VideoCategory] = {}
     for clip, frames in _clips(training).items():
         name = clip.split("_")[0]
