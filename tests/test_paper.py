@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import lookalikes
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from typer.testing import CliRunner
 
-from fsad.datasets import load
+from fsad.backbones import load_backbone
+from fsad.cli import app
+from fsad.datasets import load, read_picture
+from fsad.energy import augmented
 from fsad.errors import InputError
-from fsad.evaluate import Protocol, run_evaluation
+from fsad.evaluate import Protocol, drawn, run_evaluation
 from fsad.model_file import read_model
-from fsad.paper import TABLES, prepare
+from fsad.paper import DIFFERENCE, TABLES, prepare
 from fsad.procedural import ProceduralTask
 
 SIZE = 16
@@ -62,29 +71,81 @@ def test_table_4(mvtec, tmp_path):
     tested, protocol = set_up(4, [mvtec], tmp_path)
     assert [category.name for category in tested] == ["hazelnut", "leather"]
     names, saved = trained_on(protocol, tested[0])
-    assert names == [{"leather", "tile"}] * 2  # never seen
-    assert [each["sparse_coding"].get("shrinkage") for each in saved] == [None, "none"]
+    assert names == [{"leather", "tile"}] * 3  # never seen
+    assert [each["sparse_coding"].get("shrinkage") for each in saved] == [None, None, "none"]
+    assert [each["sparse_coding"].get("step") for each in saved] == [None, "lipschitz", None]
+    assert [each["sparse_coding"].get("normalize") for each in saved] == [None, False, None]
     assert all(each["sparse_coding"]["receptive_field"] == 3 for each in saved)
-    protocol = Protocol(**{**vars(protocol), "shots": (3,)})
+    protocol = replace(protocol, shots=(10,))
     results = run_evaluation(tested, protocol, tmp_path)
     assert {result["method"] for result in results} == {"fsad", "fsad-gradient"}
-    assert len(results) == 2 * 2 * 2 and all("mIoU" in result["metrics"] for result in results)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("network.safetensors")}
-    set_up(4, [mvtec], tmp_path)
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("network.safetensors")}
+    assert len(results) == 3 * 2 * 2 and all("mIoU" in result["metrics"] for result in results)
+
+
+def test_the_third_column_of_table_4(mvtec, tmp_path):
+    """How far mean energies of anomalous and normal pictures are apart, beside what the paper prints."""
+    options = ["--updates", "0", "--draws", "1", "--input-size", str(SIZE), "--backbone", "small_resnet"]
+    given = ["evaluate", mvtec, "--table", "4", *options, "-o", str(tmp_path)]
+    done = CliRunner().invoke(app, given)
+    lines = done.output.partition(f"### {DIFFERENCE}, 10 shots")[2].partition("###")[0].splitlines()
+    ours = [line.split(" | ") for line in lines if line.startswith("| fsad |")]
+    assert len(ours) == 4 and ours[-1][1] == "small_resnet"
+    for name, cells in (("", "2.4 | 1.6 | 2.0"), (", no sparsity", "1.7 | 0.9 | 1.3")):
+        row = f"| the paper's method{name}, published | Wang et al., NeurIPS 2022, Table 4 | {cells} |"
+        assert row in lines
+    network = load_backbone(ours[1][1].replace("{category}", "hazelnut")).eval()
+    assert "/unwhitened-" in ours[1][1]
+    (category,) = (c for c in load(mvtec) if c.name == "hazelnut")
+
+    def features(sources):
+        with torch.no_grad():
+            return network(torch.from_numpy(np.stack([read_picture(s) for s in sources])).permute(0, 3, 1, 2))
+
+    support = [read_picture(category.normal[i]) for i in drawn(category, 10, 0)]
+    pictures = augmented(torch.from_numpy(np.stack(support)).permute(0, 3, 1, 2))
+    with torch.no_grad():
+        layer = network.layer().adapt(network(pictures))
+        bad, good = (
+            layer(features([p.source for p in category.test if p.anomalous == kind])).energy.mean()
+            for kind in (True, False)
+        )
+    assert float(ours[1][2]) == pytest.approx(1e4 * float(bad - good), abs=6e-4, rel=1e-3)
+
+
+def test_what_was_trained_on_other_pictures_is_trained_again(mvtec, tmp_path, monkeypatch):
+    """And what was trained on the same is not, by whichever path they are named."""
+    root = tmp_path / "mvtec"
+    shutil.copytree(mvtec.partition("=")[2], root)
+    monkeypatch.chdir(tmp_path)
+
+    def trained(given="mvtec=mvtec", out="out"):
+        set_up(3, [given], Path(out))
+        return {path.resolve(): path.stat().st_mtime_ns for path in Path(out).rglob("network.safetensors")}
+
+    first = trained()
+    assert len(first) == 3 * 2
+    assert trained(f"mvtec={root}", tmp_path / "out") == first
+    Image.new("RGB", (SIZE, SIZE)).save(root / "tile" / "train" / "good" / "000.png")
+    changed = trained()
+    assert len(changed) == 2 * 3 * 2 and changed.items() > first.items()
+    monkeypatch.setattr("fsad.paper.__version__", "another")
+    assert len(trained()) == 3 * 3 * 2
+    l1 = TABLES[3].networks["l1"] | {"contrast": 1.0}
+    monkeypatch.setitem(TABLES, 3, TABLES[3]._replace(networks={"l1": l1}))
+    assert len(trained()) == 3 * 3 * 2 + 2
 
 
 def test_tables_1_and_3(mvtec, tmp_path):
     tested, protocol = set_up(1, [mvtec], tmp_path)
     assert [category.name for category in tested] == ["hazelnut", "leather", "tile"]
     names, saved = trained_on(protocol, tested[2])
-    assert names == [{"hazelnut", "leather"}] * 2
-    assert [each["method"] for each in saved] == ["episodic", "maml-ae"]
+    assert names == [{"hazelnut", "leather"}] * 3
+    assert [each["method"] for each in saved] == ["episodic", "episodic", "maml-ae"]
     assert (protocol.shots, protocol.draws, protocol.augment) == ((10,), 1, True)
     assert {"fsad", "ae-mse", "ae-ssim", "maml-ae"} <= {run[0] for run in protocol.runs}
     tested, protocol = set_up(3, [mvtec], tmp_path)
     fields = [each["sparse_coding"]["receptive_field"] for each in trained_on(protocol, tested[0])[1]]
-    assert [category.name for category in tested] == ["hazelnut", "leather"] and fields == [1, 3]
+    assert [category.name for category in tested] == ["hazelnut", "leather"] and fields == [1, 3, 3]
     with pytest.raises(
         InputError, match="table 3 needs leather, grid, hazelnut, cable, zipper; got procedural"
     ):
@@ -106,16 +167,16 @@ def test_table_2(tmp_path, monkeypatch):
     given = [f"shanghaitech={tmp_path / 'sh'}", f"ucsd-ped2={tmp_path / 'ucsd'}"]
     tested, protocol = set_up(2, given, tmp_path)
     assert [category.name for category in tested] == ["12", "UCSDped2"]  # 01 is trained on, 13 has no tests
-    assert trained_on(protocol, tested[0])[0] == [{"01"}] * 2
-    assert trained_on(protocol, tested[1])[0] == [{"01", "12", "13"}] * 2
+    assert trained_on(protocol, tested[0])[0] == [{"01"}] * 3
+    assert trained_on(protocol, tested[1])[0] == [{"01", "12", "13"}] * 3
     assert protocol.shots == TABLES[2].shots == (1, 5, 10)
     results = run_evaluation(tested, protocol, tmp_path)
-    assert len(results) == 2 * 2 * 3
+    assert len(results) == 2 * 3 * 3
     assert all("frame AUC, normalised by video" in result["metrics"] for result in results)
     monkeypatch.setattr("fsad.paper.SPLIT", "01")
     views = [text.replace("=", ":stack=", 1) for text in given]
     tested, protocol = set_up(2, views, tmp_path)
     assert [category.name for category in tested] == ["12:stack", "UCSDped2:stack"]
-    assert trained_on(protocol, tested[0])[0] == [{"01:stack"}] * 2
+    assert trained_on(protocol, tested[0])[0] == [{"01:stack"}] * 3
     with pytest.raises(InputError, match="table 2 needs shanghaitech=ROOT"):
         set_up(2, given[1:], tmp_path)

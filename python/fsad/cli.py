@@ -244,7 +244,7 @@ def evaluate(
 
     if list_:
         for each in DATASETS.values():
-            text = f"{each.name}: {each.title}\n  {each.layout}\n  {each.licence}; {each.source}"
+            text = f"{each.name}: {each.title}\n  {each.layout}\n  licence: {each.licence}; {each.source}"
             out.print(text, soft_wrap=True)
         return
     if not datasets:
@@ -268,7 +268,7 @@ def evaluate(
     if table is None:
         categories = [category for category in categories if category.test]
     else:
-        from .paper import prepare
+        from .paper import add_differences, prepare
 
         categories, theirs = prepare(table, datasets, categories, output, updates, protocol, err.print)
         protocols = [theirs, replace(protocol, shots=theirs.shots)]
@@ -281,6 +281,8 @@ def evaluate(
                 err.print(f"{run.category}, {run.method}, {run.network}, {run.shots} shots, draw {run.draw}")
 
         results = [row for each in protocols for row in run_evaluation(categories, each, output, show)]
+    if table == 4:
+        add_differences(results)
     out.print(write_tables(results, output), soft_wrap=True)
     write_plots(categories, results, output)
     err.print(f"Written to {display_name(output)}: results.md, results.csv, results.json, plots.")

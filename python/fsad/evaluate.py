@@ -6,8 +6,11 @@ is missing.
 """
 
 import hashlib
+import inspect
 import json
+import re
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +19,7 @@ from itertools import chain, product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -23,8 +27,8 @@ from torch import Tensor
 
 from fsad import __version__
 from fsad.backbones import Backbone, load_backbone
-from fsad.baselines import METHODS
-from fsad.datasets import Category, fingerprint, read_mask, read_picture
+from fsad.baselines import METHODS, Method
+from fsad.datasets import Category, check_masks, fingerprint, read_mask, read_picture
 from fsad.energy import augmented
 from fsad.errors import InputError
 from fsad.figures import write_png
@@ -36,7 +40,7 @@ from fsad.model_file import replace_file
 BATCH = 8
 DEFAULT_METHODS = tuple(name for name, kind in METHODS.items() if kind.sees == "features")
 NONE, ALL = "-", 0  # the network and the shots of a method without a network, on all normal pictures
-STORED = 2  # the version of what a run's file holds
+STORED = 3  # the version of what a run's file holds
 EXAMPLES, EXAMPLE_SIZE = 6, 128  # maps to look at, and their side; of the first draw
 
 
@@ -82,12 +86,15 @@ class Run:
     network: str
     shots: int
     draw: int
-    inputs: str  # a digest of the pictures, their size, the network with its layer, and fsad's version
+    inputs: (
+        str  # a digest of the pictures, their size, the network with its layer, the method, fsad's version
+    )
 
     @property
     def file(self) -> str:
-        key = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        return f"{self.category.replace(':', '-')}-{self.method}-{key[:12]}"
+        """Of the inputs, not of the network's name: one file may be named by several paths."""
+        name = self.category.replace(":", "-")
+        return f"{name}-{self.method}-{self.shots}-{self.draw}-{self.inputs[:12]}"
 
 
 Progress = Callable[[Run], object]
@@ -98,20 +105,10 @@ def run_evaluation(
 ) -> list[dict[str, Any]]:
     """Every run's metrics, from ``folder`` where it has them already; they stay there.
 
-    Raises InputError: a category has fewer normal pictures than shots, test pictures of one kind only, or the
-    name of another.
+    Raises InputError before any work: a category has fewer normal pictures than shots, test pictures of one
+    kind only, masks that cannot be right, or data set and name of another.
     """
-    twice = [name for name, count in Counter(c.name for c in categories).items() if count > 1]
-    if twice:
-        names = ", ".join(twice)
-        raise InputError(f"several categories are named {names}; rename a folder, or evaluate them apart")
-    short = [f"{c.name} ({len(c.normal)})" for c in categories if len(c.normal) < max(protocol.shots)]
-    if short:
-        raise InputError(f"{max(protocol.shots)} shots are more than there are in {', '.join(short)}")
-    alike = [c.name for c in categories if len({picture.anomalous for picture in c.test}) < 2]
-    if alike:
-        advice = "add some of the other kind, or leave the category out"
-        raise InputError(f"test pictures are all normal or all anomalous in {', '.join(alike)}; {advice}")
+    _check(categories, protocol)
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     found = []
     for category in categories:
@@ -119,7 +116,7 @@ def run_evaluation(
         for name in {network for _, network, *_ in protocol.runs} - {NONE}:
             network = protocol.loaded.get(name) or load_backbone(name.replace("{category}", category.name))
             networks[name] = network.eval().requires_grad_(False)
-        runs = _runs(category, protocol, {name: _identity(network) for name, network in networks.items()})
+        runs = _runs(category, protocol, networks)
         paths = {run: folder / "runs" / f"{run.file}.json" for run in runs}
         with _emptied(folder / "runs" / "scratch") as scratch:
             if missing := [run for run in runs if not _is_whole(run, paths[run])]:
@@ -131,8 +128,27 @@ def run_evaluation(
                     stored = {**asdict(run), "file": run.file, **result}
                     replace_file(paths[run], json.dumps(stored).encode())
                     progress(run)
-        found += [{"dataset": category.dataset, **json.loads(path.read_bytes())} for path in paths.values()]
+        for run, path in paths.items():
+            stored = json.loads(path.read_bytes()) | {"network": run.network}  # as it is named this time
+            found.append({"dataset": category.dataset, **stored})
     return found
+
+
+def _check(categories: Sequence[Category], protocol: Protocol) -> None:
+    counts = Counter((category.dataset, category.name) for category in categories)
+    if twice := [" ".join(names) for names, count in counts.items() if count > 1]:
+        names = ", ".join(twice)
+        raise InputError(f"several categories are named {names}; rename a folder, or evaluate them apart")
+    short = [f"{c.name} ({len(c.normal)})" for c in categories if len(c.normal) < max(protocol.shots)]
+    if short:
+        raise InputError(f"{max(protocol.shots)} shots are more than there are in {', '.join(short)}")
+    alike = [c.name for c in categories if len({picture.anomalous for picture in c.test}) < 2]
+    if alike:
+        advice = "add some of the other kind, or leave the category out"
+        raise InputError(f"test pictures are all normal or all anomalous in {', '.join(alike)}; {advice}")
+    for category in categories:
+        if category.has_masks:
+            check_masks(category, protocol.size)
 
 
 @contextmanager
@@ -157,21 +173,40 @@ def _is_whole(run: Run, path: Path) -> bool:
 
 
 def _identity(network: Backbone) -> str:
-    """What its results depend on: the same weights with another sparse coding are another network."""
-    return f"{network.weights_hash} {json.dumps(network.layer().config(), sort_keys=True)}"
+    """What its results depend on: the same weights in other layers, or with another sparse coding, are
+    another network; under another name they are not."""
+    return f"{network.weights_hash} {network} {json.dumps(network.layer().config(), sort_keys=True)}"
 
 
-def _runs(category: Category, protocol: Protocol, networks: Mapping[str, str]) -> list[Run]:
+def _method_identity(method: Method) -> str:
+    """Settings and source of a method: a changed one under the old name is another."""
+    modules = dict.fromkeys(each.__module__ for each in type(method).__mro__ if each.__module__ != "builtins")
+    try:
+        sources = "".join(inspect.getsource(sys.modules[module]) for module in modules)
+    except (OSError, TypeError):  # typed into an interpreter: never taken for what it was before
+        sources = uuid4().hex
+    return f"{type(method)} {getattr(method, '__dict__', method)} {sources}"
+
+
+def _runs(category: Category, protocol: Protocol, networks: Mapping[str, Backbone]) -> list[Run]:
     digest = hashlib.sha256(f"{len(category.normal)} {category.videos}".encode())
     for source in category.normal:
         digest.update(fingerprint(source))
     for picture in category.test:
         digest.update(fingerprint(picture.source) + fingerprint(picture.mask) + bytes([picture.anomalous]))
     seen = f"{__version__} {STORED} {digest.hexdigest()} {protocol.size} {protocol.augment}"
-    return [
-        Run(category.name, *run, hashlib.sha256(f"{seen} {networks.get(run[1], '')}".encode()).hexdigest())
-        for run in protocol.runs
-    ]
+    identities = {NONE: ""}
+    for name, network in networks.items():
+        identities[name] = _identity(network) + (
+            name if name in protocol.loaded else ""
+        )  # any code of one's own
+    inputs = {}
+    for method, name in dict.fromkeys(run[:2] for run in protocol.runs):
+        kind = METHODS[method]
+        about = f"{seen} {kind.sees} {identities[name]} {_method_identity(kind.make(networks.get(name)))}"
+        lasting = re.sub(" at 0x[0-9a-f]+", "", about)  # addresses in memory are others each time
+        inputs[method, name] = hashlib.sha256(lasting.encode()).hexdigest()
+    return [Run(category.name, *run, inputs[run[:2]]) for run in protocol.runs]
 
 
 def drawn(category: Category, shots: int, draw: int) -> list[int]:
@@ -243,7 +278,10 @@ class _Store:
 
 
 def _judge(run: Run, category: Category, store: _Store) -> tuple[dict[str, Any], np.ndarray]:
-    """What a run's file holds, and the pixels of the maps of ``examples``, one below the other."""
+    """What a run's file holds, and the pixels of the maps of ``examples``, one below the other.
+
+    A score is that of the most anomalous pixels, an error the mean of all positions, as in eq. 8.
+    """
     size, device = store.protocol.size, store.protocol.device
     network = None if run.network == NONE else store.networks[run.network].to(device)
     method = METHODS[run.method].make(network)
@@ -253,7 +291,7 @@ def _judge(run: Run, category: Category, store: _Store) -> tuple[dict[str, Any],
     cost = store.seconds[run.network if METHODS[run.method].sees == "features" else NONE]
     seconds = {"adapt": perf_counter() - start + len(support) * cost, "picture": cost}
     shown = examples(category)
-    scores: list[float] = []
+    scores, errors = list[float](), list[float]()
     kept, pixels = [], PixelMetrics()
     for first in range(0, len(test), BATCH):
         start = perf_counter()
@@ -262,6 +300,7 @@ def _judge(run: Run, category: Category, store: _Store) -> tuple[dict[str, Any],
             maps, values = score_maps(energies.cpu(), size)
         seconds["picture"] += (perf_counter() - start) / len(test)
         scores += values.tolist()
+        errors += energies.flatten(1).mean(1).tolist()
         kept += [maps[i - first].numpy() for i in shown if first <= i < first + len(maps)]
         if category.has_masks:
             for picture, anomaly_map in zip(category.test[first:], maps, strict=False):
@@ -276,6 +315,7 @@ def _judge(run: Run, category: Category, store: _Store) -> tuple[dict[str, Any],
     if category.has_masks:
         found["metrics"] |= pixels.compute()
         found["PRO curve"] = pixels.pro_curve().tolist()
+    found["difference of errors"] = np.mean(errors, where=anomalous) - np.mean(errors, where=~anomalous)
     return found | {"scores": scores, "anomalous": anomalous.tolist()}, _pixels(kept)
 
 

@@ -3,7 +3,7 @@
 All comes from the stored runs: nothing is scored again.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,24 @@ RATES = np.linspace(0, 1, 201)  # where ROC curves are averaged
 
 
 def write_plots(categories: Sequence[Category], results: Sequence[dict[str, Any]], folder: Path) -> None:
-    """In ``folder``/plots, for each category and number of shots: <name>.png, and <name>-maps.png."""
+    """In ``folder``/plots, for each category and number of shots: <name>.png, and <name>-maps.png.
+
+    Names that several data sets use begin with that of the data set.
+    """
     (folder / "plots").mkdir(exist_ok=True)
+    count = Counter(category.name for category in categories)
     for category in categories:
-        own = [result for result in results if result["category"] == category.name]
+        name = category.name if count[category.name] == 1 else f"{category.dataset}-{category.name}"
+        about = category.dataset, category.name
+        own = [result for result in results if (result["dataset"], result["category"]) == about]
         for shots in numbers_of_shots(own):
             rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
             for result in own:
                 if result["shots"] in (shots, ALL):
                     rows[f"{result['method']}\n{result['network']}"].append(result)
-            path = folder / "plots" / f"{category.name.replace(':', '-')}-{shots}.png"
+            path = folder / "plots" / f"{name.replace(':', '-')}-{shots}.png"
             write_png(path, _curves(rows))
-            maps = {name: Image.open(folder / "runs" / f"{r[0]['file']}.png") for name, r in rows.items()}
+            maps = {row: Image.open(folder / "runs" / f"{r[0]['file']}.png") for row, r in rows.items()}
             write_png(path.with_stem(f"{path.stem}-maps"), _maps(category, maps))
 
 

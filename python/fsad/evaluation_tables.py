@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from itertools import chain, product
 from pathlib import Path
@@ -20,9 +20,9 @@ MEAN, OURS = "mean", "fsad"
 def write_tables(results: Sequence[dict[str, Any]], folder: Path) -> str:
     """results.md, .csv and .json in ``folder``; returns the Markdown.
 
-    One table a metric and number of shots: a row a method and network, a column a category, and the mean of
-    all, and of each data set's among others; mean ± standard deviation over draws. Then, for each metric,
-    what fsad is ahead.
+    One table a metric and number of shots: a row a method and network, a column a category, the mean of each
+    data set's, and of all; where sets hold unequal numbers of them also the mean of the sets' means. Mean ±
+    standard deviation over draws. Then, for each metric, what fsad is ahead.
     """
     each = product(_metrics(results), numbers_of_shots(results))
     tables = [f"### {metric}, {shots} shots\n\n{table(results, metric, shots)}" for metric, shots in each]
@@ -43,7 +43,11 @@ def numbers_of_shots(results: Sequence[dict[str, Any]]) -> list[int]:
 
 
 def table(results: Sequence[dict[str, Any]], metric: str, shots: int) -> str:
-    """One Markdown table; categories without the metric show "-"."""
+    """One Markdown table; categories without the metric show "-".
+
+    Where fsad has several networks, also what it gains on each over the first: paired by category and draw,
+    with a bootstrap interval over draws.
+    """
     values: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for result in results:
         if result["shots"] in (shots, ALL) and metric in result["metrics"]:
@@ -53,21 +57,36 @@ def table(results: Sequence[dict[str, Any]], metric: str, shots: int) -> str:
     titles = ["method", "network", *(column.title for column in columns)]
     lines = [_line(titles), "|---" * len(titles) + "|"]
     for (method, network), row in values.items():
-        cells = (spread(_means([row[name] for name in column.categories])) for column in columns)
+        cells = (spread(_means(row, column.groups)) for column in columns)
         lines.append(_line([method, network, *cells]))
+    ours = {network: row for (method, network), row in values.items() if method == OURS}
+    first = next(iter(ours.values()), {})
+    for network, row in [*ours.items()][1:]:
+        gains = {
+            name: {
+                draw: row[name][draw] - value for draw, value in draws.items() if draw in row.get(name, {})
+            }
+            for name, draws in first.items()
+        }
+        cells = (_interval(_means(gains, column.groups)) for column in columns)
+        lines.append(_line([f"{OURS}, gain", network, *cells]))
     return "\n".join([*lines, *_published(columns, metric, shots)])
 
 
-def _means(categories: Sequence[dict[int, float]]) -> list[float]:
-    """Of each draw, over the categories that have it."""
-    draws = sorted({draw for each in categories for draw in each})
-    return [mean(each[draw] for each in categories if draw in each) for draw in draws]
+def _means(row: Mapping[str, Mapping[int, float]], groups: Sequence[Sequence[str]]) -> list[float]:
+    """Of each draw, over the groups, each the mean of its categories, that have it."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for group in groups:
+        known = [row[name] for name in group if name in row]
+        for draw in {draw for each in known for draw in each}:
+            found[draw].append(mean(each[draw] for each in known if draw in each))
+    return [mean(values) for _, values in sorted(found.items())]
 
 
 class _Column(NamedTuple):
     title: str
     name: str  # in published.json
-    categories: list[str]  # the names of those whose mean it shows
+    groups: list[list[str]]  # names of categories: the mean of each group's mean
 
 
 def _name(result: dict[str, Any]) -> str:
@@ -76,38 +95,57 @@ def _name(result: dict[str, Any]) -> str:
 
 def _columns(results: Sequence[dict[str, Any]]) -> list[_Column]:
     sets: dict[str, list[str]] = defaultdict(list)
-    for name in dict.fromkeys(map(_name, results)):
+    titles = {_name(result): result["category"] for result in results}
+    for name in titles:
         sets[name.partition("/")[0]].append(name)
+    count = Counter(titles.values())
     columns = []
     for dataset, names in sets.items():
-        columns += [_Column(name.partition("/")[2], name, [name]) for name in names]
+        columns += [
+            _Column(titles[name] if count[titles[name]] == 1 else name, name, [[name]]) for name in names
+        ]
         if len(names) > 1 and len(sets) > 1:
-            columns.append(_Column(f"{dataset} {MEAN}", f"{dataset}/{MEAN}", names))
+            columns.append(_Column(f"{dataset} {MEAN}", f"{dataset}/{MEAN}", [names]))
     overall = f"{'+'.join(sets)}/{MEAN}"  # published of one set alone
-    return [*columns, _Column(MEAN, overall, list(chain.from_iterable(sets.values())))]
+    columns.append(_Column(MEAN, overall, [[*titles]]))
+    if len({len(names) for names in sets.values()}) > 1:
+        columns.append(_Column(f"{MEAN} of sets", f"{overall} of sets", [*sets.values()]))
+    return columns
 
 
 def lead_table(results: Sequence[dict[str, Any]], metric: str) -> str:
     """What fsad is ahead of each method on the same network, categories, draws and shots.
 
-    Mean and bootstrap interval over categories and draws, each with the mean of its shots. Empty if there is
-    nothing to compare.
+    A method on a network that fsad does not use, or on none, is compared with fsad on its first; one that saw
+    all normal pictures, with every draw. Mean and bootstrap interval over categories and draws, each with the
+    mean of its shots. Empty if there is nothing to compare.
     """
     runs: dict[tuple[str, str], dict[tuple[str, int, int], float]] = defaultdict(dict)
     for result in results:
         if metric in result["metrics"]:
-            run = result["category"], result["draw"], result["shots"]
+            run = _name(result), result["draw"], result["shots"]
             runs[result["method"], result["network"]][run] = result["metrics"][metric]
+    first = next((network for method, network in runs if method == OURS), "")
     lines = [_line(["method", "network", "difference", "95 % interval"]), "|---" * 4 + "|"]
     for (method, network), theirs in runs.items():
-        ours, leads = runs.get((OURS, network), {}), defaultdict(list)
-        for run in ours.keys() & theirs.keys():
-            leads[run[:2]].append(ours[run] - theirs[run])
+        same, leads = (OURS, network) in runs, defaultdict(list)
+        for (name, draw, shots), value in runs.get((OURS, network if same else first), {}).items():
+            other = theirs.get((name, draw, shots), theirs.get((name, 0, ALL)))
+            if other is not None:
+                leads[name, draw].append(value - other)
         if method != OURS and len(leads) > 1:
             values = [mean(lead) for _, lead in sorted(leads.items())]
             low, high = confidence_interval(values)
-            lines.append(_line([method, network, f"{mean(values):+.4f}", f"{low:+.4f} to {high:+.4f}"]))
+            label = network if same else f"{network}, fsad on {first}"
+            lines.append(_line([method, label, f"{mean(values):+.4f}", f"{low:+.4f} to {high:+.4f}"]))
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _interval(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    low, high = confidence_interval(values)
+    return f"{mean(values):+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def _line(cells: Sequence[object]) -> str:
@@ -119,13 +157,16 @@ def _published(columns: Sequence[_Column], metric: str, shots: int) -> Iterator[
 
     Whichever view of videos is ours, see ``fsad.datasets.load``: theirs is of the same videos.
     """
-    plain = [_Column(each.title, _bare(each.name), [*map(_bare, each.categories)]) for each in columns]
+    plain = [
+        _Column(each.title, _bare(each.name), [[*map(_bare, group)] for group in each.groups])
+        for each in columns
+    ]
     for part in json.loads(resources.files("fsad").joinpath("published.json").read_text(encoding="utf-8")):
         for method, at, name, values in part["rows"]:
             known = dict(zip(part["columns"], values, strict=True))
-            for _, whole, parts in plain:
-                if whole not in known and known.keys() >= set(parts):
-                    known[whole] = round(mean(known[each] for each in parts), 3)
+            for _, whole, groups in plain:
+                if whole not in known and known.keys() >= set(chain.from_iterable(groups)):
+                    known[whole] = round(mean(mean(known[each] for each in group) for group in groups), 3)
             cells = [known.get(column.name, "-") for column in plain]
             if name == metric and at in (shots, ALL) and set(cells) != {"-"}:
                 yield _line([f"{method}, published", part["source"], *cells])
