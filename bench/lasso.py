@@ -18,7 +18,7 @@ import torch
 from measure import Times, interleave
 from torch import Tensor
 
-from fsad import functional, reference
+from fsad import arguments, functional, reference
 
 TITLE = "scikit-learn's `sparse_encode` (lasso_cd)"
 WIDTH, QUERIES = 64, 1024
@@ -55,7 +55,7 @@ def compare(atoms: int, penalty: float, rounds: int) -> dict[str, Any]:
         return reference.istc_codes(z[None], d[None], eta, thresholds, thresholds, "soft")[0]
 
     best = objective(descend(1000))
-    steps, excess = _first(lambda count: objective(shrink(count)) / best - 1, functional.MAX_ITERATIONS)
+    steps, excess = _first(lambda count: objective(shrink(count)) / best - 1, arguments.MAX_ITERATIONS)
     sweeps, _ = _first(lambda count: objective(descend(count)) / best - 1, 1000)
     threads = torch.get_num_threads()
 
@@ -87,7 +87,7 @@ def markdown(result: list[dict[str, Any]], plots: Path) -> str:
     lines = [
         f"d = {WIDTH}, n = {QUERIES}, random unit vectors; w is the penalty, as a share of the median",
         "query's max|Dᵀz|. N is raised until the objective exceeds the minimum by no more than 1e-3 of it.",
-        f"ISTA needs the step 1/‖D‖₂² to converge, and a call takes at most {functional.MAX_ITERATIONS}",
+        f"ISTA needs the step 1/‖D‖₂² to converge, and a call takes at most {arguments.MAX_ITERATIONS}",
         "steps: where they do not suffice, what is left is bold. Native times are on",
         f"{result[0]['threads']} thread(s), and once more on one, as scikit-learn's are. It computes in",
         "float64 (its fixed tolerance of 1e-8 is out of reach in float32, where it runs to its limit of",

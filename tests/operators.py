@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
-from fsad import functional
+from fsad import arguments, functional
 
 LAMBDAS = [0.3, 0.22, 0.17, 0.13, 0.1, 0.08]
 STEP = 0.3
@@ -117,7 +117,7 @@ SHAPES = [
 ]
 GRID = [
     Case((2, 1, 3, 4, 5), (2, 2, 3, 4, 4), receptive_field=field, iterations=n, shrinkage=shrinkage)
-    for field, n, shrinkage in product((1, 3, 5), range(1, 7), functional.SHRINKAGES)
+    for field, n, shrinkage in product((1, 3, 5), range(1, 7), arguments.SHRINKAGES)
 ]
 
 

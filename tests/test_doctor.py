@@ -9,6 +9,7 @@ from command import fsad
 from rich.console import Console
 
 from fsad import doctor, functional, kernel_check
+from fsad.arguments import tf32_is_allowed
 
 
 def test_a_sound_installation():
@@ -48,7 +49,7 @@ def test_tf32_is_allowed_for_its_own_check_alone(monkeypatch):
     usual = functional.sparse_code
 
     def watched(*arguments, backend, **options):
-        allowed.append((functional._tf32_is_allowed(), backend))
+        allowed.append((tf32_is_allowed(), backend))
         return usual(*arguments, backend=backend, **options)
 
     monkeypatch.setattr(functional, "sparse_code", watched)

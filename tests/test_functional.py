@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsad import functional
+from fsad import arguments, functional
 from fsad.errors import InputError
 
 
@@ -119,25 +119,28 @@ def test_a_device_without_kernels_is_never_served_silently() -> None:
         functional.sparse_code(features, support, [0.1], step=0.1, tau=1.0, backend="native")
     with pytest.warns(UserWarning, match="no native kernels for device 'meta'") as warned:
         functional.sparse_code(features, support, [0.1], step=0.1, tau=1.0)
-    assert warned[0].filename == __file__  # it names the caller's line
+    with pytest.warns(UserWarning, match="running the plain PyTorch reference") as warned_of_vectors:
+        functional.istc(features[0, :, 0], support[0, :, 0], [0.1], step=0.1, tau=1.0)
+    for each in (*warned, *warned_of_vectors):
+        assert each.filename == __file__  # it names the caller's line
 
 
 def test_tf32_is_allowed_where_torch_allows_it_for_matrix_products() -> None:
     """Also after a mix of torch's older and newer settings, which torch's older getters refuse to read."""
     matmul = torch.backends.cuda.matmul
     try:
-        assert not functional._tf32_is_allowed()
+        assert not arguments.tf32_is_allowed()
         torch.set_float32_matmul_precision("high")
-        assert functional._tf32_is_allowed()
+        assert arguments.tf32_is_allowed()
         matmul.allow_tf32 = False
-        assert not functional._tf32_is_allowed()
+        assert not arguments.tf32_is_allowed()
         matmul.fp32_precision = "tf32"
         with pytest.raises(RuntimeError, match="mix of the legacy and new"):
             torch.get_float32_matmul_precision()
-        assert functional._tf32_is_allowed()
+        assert arguments.tf32_is_allowed()
 
         def marked(x: Tensor) -> Tensor:
-            return x + functional._tf32_is_allowed()
+            return x + arguments.tf32_is_allowed()
 
         compiled = torch.compile(marked, fullgraph=True, backend="eager")
         assert compiled(torch.zeros(1)) == 1

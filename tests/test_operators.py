@@ -26,7 +26,7 @@ from operators import (
 )
 
 import fsad_ext
-from fsad import functional
+from fsad import arguments, functional
 
 
 @pytest.mark.parametrize("case", SHAPES + GRID, ids=str)
@@ -184,7 +184,7 @@ def test_leaving_out_empty_codes_changes_nothing(shrinkage: str, sharpness: floa
 
 
 @pytest.mark.parametrize("count", [1, 3, 40])
-@pytest.mark.parametrize("shrinkage", functional.SHRINKAGES)
+@pytest.mark.parametrize("shrinkage", arguments.SHRINKAGES)
 def test_an_atom_that_is_no_number_shows(shrinkage: str, count: int) -> None:
     """Neither shrinkage nor leaving out empty codes hides it, in values or in gradients."""
     atoms = torch.randn(200, 8)

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsad import functional
+from fsad import arguments, functional
 
 # Channels, then images, height and width of the queries and of the support; two tasks.
 SMALL = (7, (2, 6, 5), (3, 6, 5))
 LARGE = (16, (1, 32, 32), (4, 32, 32))  # many tiles of a GPU's kernels, and something to time
 
-EPS = {torch.finfo(dtype).dtype: torch.finfo(dtype).eps for dtype in functional.DTYPES} | {"tf32": 2.0**-10}
+EPS = {torch.finfo(dtype).dtype: torch.finfo(dtype).eps for dtype in arguments.DTYPES} | {"tf32": 2.0**-10}
 PRECISIONS = {"cpu": ("float32", "float64"), "cuda": tuple(EPS)}
 SIZES = {"cpu": (SMALL,), "cuda": (SMALL, LARGE)}
 Results = dict[str, tuple[list[Tensor], float]]  # of each kernel, and milliseconds
@@ -112,7 +112,7 @@ def cpu_milliseconds() -> float:
 
 
 def _problems(device: str) -> list[_Problem]:
-    every = [_Problem(*c) for c in product(SIZES[device], (1, 3, 5), (3, 5), functional.SHRINKAGES)]
+    every = [_Problem(*c) for c in product(SIZES[device], (1, 3, 5), (3, 5), arguments.SHRINKAGES)]
     # Soft shrinkage's derivative jumps at the threshold, which one of millions of codes crosses by rounding.
     return [problem for problem in every if problem.size != LARGE or problem.shrinkage != "soft"]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fsad import functional, reference, whitening
+from fsad import arguments, functional, reference, whitening
 from fsad.dictionary import STABLE_STEPS, Dictionary, StoredDictionary, full_precision, thin
 from fsad.errors import DivergedError, InputError, NotAdaptedError
 
@@ -91,7 +91,7 @@ class SparseCodingLayer(StoredDictionary):
         }
         self.shrinkage, self.backend, self.relative = shrinkage, backend, schedule == "relative"
         self._check_settings()
-        self.lambdas, self.taus = functional.check_schedule(*self._make_schedule(), shrinkage)
+        self.lambdas, self.taus = arguments.check_schedule(*self._make_schedule(), shrinkage)
 
     @classmethod
     def paper(cls, **overrides: Any) -> "SparseCodingLayer":
@@ -245,16 +245,16 @@ class SparseCodingLayer(StoredDictionary):
         n, schedule, atoms = s["iterations"], s["schedule"], self.max_atoms
         field, step, known = self.receptive_field, s["step"], schedule in ("relative", "absolute")
         checks = {
-            "iterations": type(n) is int and 1 <= n <= functional.MAX_ITERATIONS,
+            "iterations": type(n) is int and 1 <= n <= arguments.MAX_ITERATIONS,
             "lambda_max": s["lambda_max"] >= s["lambda_min"],
             "lambda_min": s["lambda_min"] > 0,
             "schedule": known or (isinstance(schedule, list) and len(schedule) == n),
             "sharpness": s["sharpness"] > 0,
-            "shrinkage": self.shrinkage in functional.SHRINKAGES,
+            "shrinkage": self.shrinkage in arguments.SHRINKAGES,
             "receptive_field": type(field) is int and field >= 1 and field % 2 == 1,
             "step": step in ("whiten", "lipschitz") or (type(step) in (int, float) and 0 < step < math.inf),
             "max_atoms": atoms is None or (type(atoms) is int and atoms >= 1),
-            "backend": self.backend in functional.BACKENDS,
+            "backend": self.backend in arguments.BACKENDS,
             "ridge": 0 < s["ridge"] < math.inf,
         }
         for name, good in checks.items():

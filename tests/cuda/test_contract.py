@@ -11,13 +11,13 @@ import torch
 from operators import SHAPES, Case, check_contract, check_layouts, derivatives
 from torch import Tensor
 
-from fsad import functional
+from fsad import arguments, functional
 from fsad.errors import InputError
 
 FUSED = Case((2, 2, 60, 15, 15), (2, 2, 60, 8, 8))
 BANDED = Case((2, 2, 20, 15, 15), (2, 4, 20, 8, 8), receptive_field=3, atoms=200, iterations=5)
 BOTH = pytest.mark.parametrize("case", [FUSED, BANDED], ids=["fused", "banded"])
-DTYPES = pytest.mark.parametrize("dtype", functional.DTYPES, ids=str)
+DTYPES = pytest.mark.parametrize("dtype", arguments.DTYPES, ids=str)
 
 
 def skip_unless_supported(dtype: torch.dtype) -> None:
