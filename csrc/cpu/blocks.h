@@ -138,11 +138,16 @@ inline void across_product(int64_t rows, Rows<Real> a, const int* listed, int64_
 
 // ---- a single column -------------------------------------------------------------------------------------
 
-template <class Real>
-inline Real sum_of_lanes(Vector<Real> vector) {
-  Real sum = 0;
-  for (int lane = 0; lane < kLanes<Real>; ++lane) sum += vector[lane];
-  return sum;
+// As a tree: one half of the lanes onto the other.
+template <class Real, int kCount = kLanes<Real>>
+inline Real sum_of_lanes(typename Part<Real, kCount>::Type vector) {
+  if constexpr (kCount == 2) {
+    return vector[0] + vector[1];
+  } else {
+    typename Part<Real, kCount / 2>::Type halves[2];
+    __builtin_memcpy(halves, &vector, sizeof vector);
+    return sum_of_lanes<Real, kCount / 2>(halves[0] + halves[1]);
+  }
 }
 
 // c_i = or += ⟨a_i, b⟩; c is strided.
@@ -158,11 +163,15 @@ inline void inner_products(int64_t rows, Rows<Real> a, int64_t depth, const Real
       const Vector<Real> right = load(b + k);
       for (int i = 0; i < kRows; ++i) sum[i] += load(row + i * a.stride + k) * right;
     }
+    Real product[kRows];
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) product[i] = sum_of_lanes<Real>(sum[i]);
+    for (; k < depth; ++k) {
+      for (int i = 0; i < kRows; ++i) product[i] += row[i * a.stride + k] * b[k];
+    }
     for (int i = 0; i < kRows; ++i) {
-      Real product = sum_of_lanes<Real>(sum[i]);
-      for (int64_t rest = k; rest < depth; ++rest) product += row[i * a.stride + rest] * b[rest];
       Real& place = target.data[(first + i) * target.stride];
-      place = target.accumulate ? place + product : product;
+      place = target.accumulate ? place + product[i] : product[i];
     }
   });
 }
@@ -175,15 +184,23 @@ inline void weighted_rows(int64_t width, Rows<Real> a, const int* listed, int64_
   constexpr int lanes = kLanes<Real>;
   for_each_block<4>(width / lanes, [&](int64_t first, auto count) {
     constexpr int kVectors = decltype(count)::value;
-    Vector<Real> sum[kVectors] = {};
-    for (int64_t i = 0; i < depth; ++i) {
+    constexpr int kChains = 4 / kVectors;  // of additions, each of which waits for the one before
+    Vector<Real> sum[kChains][kVectors] = {};
+    const auto add = [&](int64_t i, Vector<Real>(&to)[kVectors]) {
       const Real* row = a.data + listed[i] * a.stride + first * lanes;
       const Real weight = b[listed[i] * b_stride];
-      for (int v = 0; v < kVectors; ++v) sum[v] += load(row + v * lanes) * weight;
+      for (int v = 0; v < kVectors; ++v) to[v] += load(row + v * lanes) * weight;
+    };
+    int64_t i = 0;
+    for (; i + kChains <= depth; i += kChains) {
+#pragma GCC unroll 8
+      for (int chain = 0; chain < kChains; ++chain) add(i + chain, sum[chain]);
     }
+    for (; i < depth; ++i) add(i, sum[0]);
     for (int v = 0; v < kVectors; ++v) {
+      for (int chain = 1; chain < kChains; ++chain) sum[0][v] += sum[chain][v];
       Real* place = c + (first + v) * lanes;
-      store(place, load(place) + sum[v]);
+      store(place, load(place) + sum[0][v]);
     }
   });
   for (int64_t k = width / lanes * lanes; k < width; ++k) {

@@ -54,14 +54,18 @@ class AtomRows {
   AtomRows(const PatchMap<const Real>& map, const int64_t* index, int64_t atoms, int64_t width, Real* packed)
       : map_(map), index_(index), atoms_(atoms), width_(width), packed_(packed) {}
 
+  static bool are_packed(const PatchMap<const Real>& map, const int64_t* index, int64_t width) {
+    const bool conflicts = width * sizeof(Real) % 1024 == 0;
+    return index || map.receptive_field > 1 || conflicts;
+  }
+
   // Numbers from one packed row to the next. Rows that are a multiple of 1 KiB apart would share a few sets
   // of the first cache, so these never are.
   static int64_t packed_stride(int64_t width) { return round_up(width, 16) + 16; }
 
   Rows<Real> rows(int64_t task, int64_t first, int64_t count) const {
     const Real* maps = map_.data + task * map_.task_size();
-    const bool conflicts = width_ * sizeof(Real) % 1024 == 0;
-    if (!index_ && map_.receptive_field == 1 && !conflicts) return {maps + first * width_, width_};
+    if (!are_packed(map_, index_, width_)) return {maps + first * width_, width_};
     const int64_t stride = packed_stride(width_);
     for (int64_t i = 0; i < count; ++i) {
       Real* row = packed_ + i * stride;

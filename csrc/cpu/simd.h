@@ -61,6 +61,12 @@ using Vector = typename VectorOf<Real>::Type;
 template <class Real>
 constexpr int kLanes = kVectorBytes / sizeof(Real);
 
+// A part of a vector, of so many lanes.
+template <class Real, int kCount>
+struct Part {
+  typedef Real Type __attribute__((vector_size(kCount * sizeof(Real))));
+};
+
 // Unaligned, aliasing-safe access: one move instruction each.
 template <class Real>
 inline Vector<Real> load(const Real* source) {

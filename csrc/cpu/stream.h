@@ -23,10 +23,12 @@ struct WorkerArrays {
   Real* sums;                      // kSums tiles (d × lanes), if the atoms are split
   Real* ring;                      // see Diagonals
 
-  WorkerArrays(Carver<Real>& carver, const IstcProblem<Real>& p, int64_t lanes) {
-    const int64_t atoms = tile_atoms(p.width), tile = atoms * AtomRows<Real>::packed_stride(p.width);
+  WorkerArrays(Carver<Real>& carver, const IstcProblem<Real>& p, int64_t lanes, bool has_tangents) {
+    const int64_t atoms = tile_atoms(p.width);
+    const bool are_packed = AtomRows<Real>::are_packed(p.atom_map, p.atom_index, p.width);
+    const int64_t tile = are_packed ? atoms * AtomRows<Real>::packed_stride(p.width) : 0;
     packed = carver.take(tile);
-    packed_tangents = carver.take(tile);
+    packed_tangents = carver.take(has_tangents ? tile : 0);
     for (Real*& array : local) array = carver.take(tile_numbers<Real>(atoms, lanes));
     sums = carver.take(kSums * tile_numbers<Real>(p.width, lanes));
     ring = carver.take(Diagonals<Real>::worker_size(p, lanes));
@@ -131,7 +133,7 @@ class Stream {
         threads_(torch::stable::get_num_threads()),
         has_tangents_(tangent_atoms != nullptr),
         tangent_map_(problem.atom_map),
-        workers_(plan.splits > 1 ? plan.splits : threads_, problem, plan.lanes) {
+        workers_(plan.splits > 1 ? plan.splits : threads_, problem, plan.lanes, has_tangents_) {
     tangent_map_.data = tangent_atoms;
   }
 
@@ -181,7 +183,7 @@ class Stream {
     });
     std::fill_n(totals, size, Real(0));
     for (int64_t split = 0; split < plan.splits; ++split) {
-      const Real* partial = workers_.at(split, p, plan.lanes).sums;
+      const Real* partial = workers_.at(split, p, plan.lanes, has_tangents_).sums;
       for (int64_t i = 0; i < size; ++i) totals[i] += partial[i];
     }
   }
@@ -190,7 +192,7 @@ class Stream {
   template <class Rule>
   void stream(int64_t task, const Panels<Real>& panels, int64_t first, int64_t last, int64_t worker,
               Real* sums, int64_t size, Rule rule) const {
-    const WorkerArrays<Real> own = workers_.at(worker, p, plan.lanes);
+    const WorkerArrays<Real> own = workers_.at(worker, p, plan.lanes, has_tangents_);
     const AtomRows<Real> atoms(p.atom_map, p.atom_index, p.atoms, p.width, own.packed);
     const AtomRows<Real> tangents(tangent_map_, p.atom_index, p.atoms, p.width, own.packed_tangents);
     if (!sums) sums = own.sums;

@@ -20,7 +20,7 @@ constexpr int64_t kDepth = 256;
 // Lanes of a group of queries. Atoms come from the outer caches once a group, so more is better, but the
 // group's own numbers (arrays × k × lanes) should not all go out to memory. With a dictionary gradient twice
 // as many: each group also reads and writes all of its sum (k × d).
-constexpr int64_t kMostLanes = 64;
+constexpr int64_t kMostLanes = 64, kLeastLanes = 4;
 constexpr int64_t kGroupBytes = int64_t(4) << 20;
 
 // Multiply-adds below which work is not handed to a further thread: some 10 µs.
@@ -44,8 +44,9 @@ struct Plan {
     const int64_t panels = std::max<int64_t>(tasks * (round_up(queries, block) / block), 1);
     const int64_t work = std::max<int64_t>(atoms * width, 1);
     single = Panels<Real>::are_single(queries);
+    // A single query waits for the atoms' memory as long as several would compute.
     const int64_t tiles = atoms / (2 * tile_atoms(width)),
-                  worth = work * std::min(queries, kMostLanes) / kThreadWork;
+                  worth = work * std::clamp(queries, kLeastLanes, kMostLanes) / kThreadWork;
     splits = panels < kFewPanels ? std::max<int64_t>(std::min({kPieces / panels, tiles, worth}), 1) : 1;
     const int64_t affordable =
         (sums_over_queries ? 2 : 1) * kGroupBytes / (std::max<int64_t>(arrays * atoms, 1) * sizeof(Real));
