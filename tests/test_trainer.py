@@ -16,11 +16,10 @@ import pytest
 import torch
 from command import fsad as run_fsad
 from PIL import Image
-from torch import nn
 
 import fsad
 from fsad.episodes import Episodes, ProceduralCategory
-from fsad.errors import DivergedError, InputError, ModelFileError
+from fsad.errors import InputError, ModelFileError
 from fsad.maml import Autoencoder, MamlLoss
 from fsad.model_file import read_model
 from fsad.networks import SmallResNet, load_network, save_network
@@ -186,25 +185,6 @@ def test_an_adapter_starts_as_the_identity_and_is_all_that_is_saved(tmp_path):
     torch.testing.assert_close(again(images), network(images).detach())
 
 
-class Falling(nn.Module):
-    """A loss that is not a number from the fourth episode on."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(()))
-
-    def forward(self, support, query, corrupted, defective, foreign, number):
-        value = self.weight * (1 if number < 3 else float("nan"))
-        return {"loss": value, "sample": query}
-
-
-def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
-    with pytest.raises(DivergedError, match="diverged at update 3: loss, gradient not finite"):
-        make_trainer(tmp_path, Falling()).train()
-    tensors, saved = read_model(tmp_path / "checkpoint.safetensors")
-    assert saved["update"] == 2 and tensors["loss.weight"].isfinite()
-
-
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
     make_trainer(tmp_path, updates=2).train()
     with pytest.raises(InputError, match="already holds a training"):
@@ -221,37 +201,6 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ModelFileError, match="not a complete fsad model"):
         make_trainer(tmp_path, updates=2).resume()
-
-
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    def full(handle):
-        raise OSError(28, "No space left on device")
-
-    def fill(row):
-        if row["update"] == 2:
-            monkeypatch.setattr(os, "fsync", full)
-
-    with pytest.raises(OSError, match="No space left"):
-        make_trainer(tmp_path).train(fill)
-    monkeypatch.undo()
-    assert make_trainer(tmp_path).resume().update == 2
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_an_unreadable_picture_loses_nothing(tmp_path):
-    class Bad(ProceduralCategory):
-        def picture(self, number, size):
-            if len(drawn) == 16:  # four episodes of four pictures
-                raise InputError("bolt/07.png: damaged")
-            drawn.append(number)
-            return super().picture(number, size)
-
-    drawn = []
-    trainer = make_trainer(tmp_path, every=100)
-    trainer.episodes.categories[:] = [Bad(0)]
-    with pytest.raises(InputError, match="bolt/07"):
-        trainer.train()
-    assert read_model(trainer.checkpoint)[1]["update"] == 4
 
 
 TWO_PROCESSES = """

@@ -45,8 +45,10 @@ def replace_file(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk, and whose file it lacks
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -67,6 +69,7 @@ def read_model(path: str | Path, kind: str = "") -> tuple[dict[str, Tensor], dic
     """
     with open(path, "rb"):  # OSError with its own words before safetensors meets the file
         pass
+    advice = "make it again with `fsad adapt`" if kind in ("", "FewShotDetector") else "copy or make it again"
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -74,11 +77,11 @@ def read_model(path: str | Path, kind: str = "") -> tuple[dict[str, Tensor], dic
     except (SafetensorError, ValueError, RuntimeError, OverflowError) as error:
         raise ModelFileError(
             f"{path} is not a complete fsad model: it is cut off, damaged or another kind of file "
-            f"({error}); make it again with `fsad adapt`"
+            f"({error}); {advice}"
         ) from error
     if not {"fsad", "sha256"} <= metadata.keys():
         wrong = f"{path} is a safetensors file, but not an fsad model"
-        raise ModelFileError(f"{wrong}: make one with `fsad adapt`")
+        raise ModelFileError(f"{wrong}; {advice}")
     text = metadata["fsad"]
     if metadata["sha256"] != digest(text, tensors):
         wrong = f"{path} is damaged: its content does not match its checksum"

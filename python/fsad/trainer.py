@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from fsad.backbones import usable_device
 from fsad.episodes import Episode, Episodes, Numbers
-from fsad.errors import DivergedError, InputError, ModelFileError
+from fsad.errors import DivergedError, FsadError, InputError, ModelFileError
 from fsad.model_file import read_model, write_model
 from fsad.training_log import TrainingLog
 
@@ -129,30 +129,35 @@ class EpisodicTrainer:
 
         Raises:
             InputError: the folder holds a training already, or a picture cannot be read.
-            DivergedError: loss or gradient is not finite; the last checkpoint is from before.
+            DivergedError: an update is not finite or cannot be computed; a checkpoint is from before.
+            FsadError: another process of this training stopped.
             KeyboardInterrupt, SystemExit: after a signal, once the checkpoint is written.
+
+        Whatever else goes wrong within an update, those before it are saved first.
         """
         if self.update == 0 and self.rank == 0 and self.checkpoint.exists():
             advice = "resume it, or begin another in a new folder"
             raise InputError(f"{self.folder} already holds a training: {advice}")
         numbers = Numbers(self.update, self.schedule.updates, self.schedule.episodes, self.rank, self.world)
-        loader = DataLoader(self.episodes, batch_size=None, sampler=numbers, num_workers=self.workers)
+        loader: DataLoader[Any] = DataLoader(
+            _Drawn(self.episodes),
+            batch_size=None,
+            sampler=numbers,
+            num_workers=self.workers,
+            worker_init_fn=_ignore_signals,
+        )
         parallel = DistributedDataParallel(self.loss) if self.world > 1 else self.loss
         log = TrainingLog(self.folder, self.update) if self.rank == 0 else None
-        with _signals() as received:
-            arriving = iter(loader)
+        with _signals() as received, _arriving(loader) as arriving:
             while self.update < self.schedule.updates:
-                try:
-                    row, episode, sample = self._update(parallel, arriving)
-                except (InputError, OSError):  # a picture that cannot be read: nothing learned is lost
-                    if log is not None and self.update > 0:
-                        log.flush()
-                        self.save()
-                    raise
+                with self._saving(log):
+                    row, episode, sample = self._differentiate(parallel, arriving)
+                self._step()
                 if log is not None:
                     log.rows.append(row)
                     progress(row)
-                stop = self._agree(received)
+                with self._saving(log):
+                    stop = self._agree(received)
                 done = self.update == self.schedule.updates
                 if log is not None and (stop or done or self.update % self.schedule.every == 0):
                     log.flush()  # first: a resumed training drops what the checkpoint does not know
@@ -164,13 +169,37 @@ class EpisodicTrainer:
                     raise SystemExit(128 + stop)
         return self
 
-    def _update(self, parallel: nn.Module, episodes: Iterator[Episode]) -> tuple[Any, Episode, Tensor]:
-        """The row to log; an episode, and its sample."""
+    @contextmanager
+    def _saving(self, log: TrainingLog | None) -> Iterator[None]:
+        """Where an update fails, weights still are those of the last one: whatever comes, they are saved."""
+        try:
+            yield
+        except (DivergedError, torch.linalg.LinAlgError) as error:  # but for these: they lead nowhere
+            if log is not None:
+                log.flush()
+            reason = " ".join(str(error).split()).rstrip(".")
+            advice = "a smaller rate or step_size may help"
+            if self.checkpoint.exists():
+                advice += f"; the checkpoint in {self.folder} is from before"
+            raise DivergedError(f"training diverged at update {self.update}: {reason}; {advice}") from error
+        except Exception as error:
+            if log is not None and self.update > 0:
+                log.flush()
+                self.save()
+            if isinstance(error, distributed.DistError) or "gloo" in str(error):
+                wrong = f"process {self.rank} lost another one at update {self.update}"
+                raise FsadError(f"{wrong}; mend what that one says and resume ({error})") from error
+            raise
+
+    def _differentiate(self, parallel: nn.Module, episodes: Iterator[Any]) -> tuple[Any, Episode, Tensor]:
+        """Gradients of an update; the row to log, an episode, and its sample."""
         count = self.schedule.episodes
         sums: dict[str, Tensor] = {}
         self.optimizer.zero_grad()
         for i in range(count):
             episode = next(episodes)
+            if isinstance(episode, Exception):
+                raise episode
             # Gradients are exchanged once an update, not once an episode.
             alone: AbstractContextManager[Any] = nullcontext()
             if isinstance(parallel, DistributedDataParallel) and i < count - 1:
@@ -191,15 +220,14 @@ class EpisodicTrainer:
         row["gradient"] = float(norm)
         wrong = [name for name, value in row.items() if not math.isfinite(value)]
         if wrong:
-            raise DivergedError(
-                f"training diverged at update {self.update}: {', '.join(wrong)} not finite. The last "
-                f"checkpoint, in {self.folder}, is from before; a smaller rate or step size may help"
-            )
+            raise DivergedError(f"{', '.join(wrong)} not finite")
+        return row, episode, sample
+
+    def _step(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate_at(self.update)
         self.optimizer.step()
         self.update += 1
-        return row, episode, sample
 
     def _agree(self, received: list[int]) -> int:
         """The signal that any process received, for all to stop at the same update; 0 if there is none."""
@@ -231,6 +259,36 @@ class EpisodicTrainer:
             state["state"][i] = moments
         self.loss.load_state_dict(weights)
         self.optimizer.load_state_dict(state)
+
+
+class _Drawn(Dataset[Any]):
+    """Episodes, or what is wrong with their pictures: what a worker raises, torch buries in a traceback."""
+
+    def __init__(self, episodes: Episodes) -> None:
+        self._episodes = episodes
+
+    def __getitem__(self, number: int) -> Episode | Exception:
+        try:
+            return self._episodes[number]
+        except (FsadError, OSError) as error:
+            return error
+
+
+@contextmanager
+def _arriving(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
+    """What the loader's workers make; they are told to stop at the end, since no signal stops them."""
+    arriving: Any = iter(loader)
+    try:
+        yield arriving
+    finally:
+        if loader.num_workers:
+            arriving._shutdown_workers()
+
+
+def _ignore_signals(worker: int) -> None:
+    """A signal to the whole group is for the main process, which needs its workers to end the update."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _join_processes(name: str) -> tuple[int, int, torch.device]:

@@ -35,6 +35,9 @@ class TrainingLog:
             self.rows = [row for row in rows if row["update"] < update]
 
     def flush(self) -> None:
+        """Write all rows, if there are any."""
+        if not self.rows:
+            return
         rows = ({**row, "update": int(row["update"])} for row in self.rows)
         replace_csv(self.folder / "log.csv", list(self.rows[-1]), rows)
 
