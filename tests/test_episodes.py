@@ -141,7 +141,7 @@ def test_bad_data_is_named(tmp_path):
         Episodes(categories_of(tmp_path), shots=3, queries=2)
     with pytest.raises(InputError, match="no categories"):
         Episodes([])
-    with pytest.raises(InputError, match="0, 2 and 64"):
+    with pytest.raises(InputError, match="got 0, 2, 64 and 0"):
         Episodes([Grey("a", 9)], shots=0, queries=2)
     with pytest.raises(InputError, match="of noise, cut-paste, defect, noise-start; got rain"):
         Episodes([Grey("a", 20)], corruptions=["rain"])

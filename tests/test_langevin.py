@@ -117,7 +117,17 @@ def test_it_runs_where_gradients_are_off() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": -1}, {"step_size": 0}, {"noise": -1}, {"limits": (1, 0)}, {"noise": float("nan")}]
+    "wrong",
+    [
+        {"steps": -1},
+        {"step_size": 0},
+        {"step_size": "a"},
+        {"noise": -1},
+        {"noise": float("nan")},
+        {"limits": (1, 0)},
+        {"limits": (0,)},
+        {"limits": 3},
+    ],
 )
 def test_settings_that_cannot_be_used(wrong: dict) -> None:
     with pytest.raises(InputError, match="LangevinSampler takes"):

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import kill_training
 import numpy as np
@@ -276,7 +277,22 @@ def test_a_killed_training_resumes(tmp_path):
     [
         ("rain=1", "'rain' is no setting"),
         ("steps=two", "not JSON"),
-        ("sparse_coding=3", "expected a value like"),
+        ("sparse_coding=3", "sparse_coding must be a mapping, got 3"),
+        ('sparse_coding={"foo":1}', "cannot use sparse_coding=.*unexpected keyword argument 'foo'"),
+        ('sparse_coding={"lambda_max":"a"}', "cannot use sparse_coding="),
+        ('architecture={"foo":3}', "cannot use architecture=.*unexpected keyword argument 'foo'"),
+        ('architecture={"width":"a"}', "cannot use architecture="),
+        ("data=5", "data must be a list of strings, got 5"),
+        ('corruptions="noise"', "corruptions must be a list of strings, got 'noise'"),
+        ('size="big"', "size must be a whole number, got 'big'"),
+        ("shots=null", "shots must be a whole number, got None"),
+        ("shots=2.5", "shots must be a whole number, got 2.5"),
+        ('seed="a"', "seed must be a whole number, got 'a'"),
+        ("seed=-1", "a seed of 0 or more; got 10, 4, 64 and -1"),
+        ("augment=3", "augment must be true or false, got 3"),
+        ('step_size="a"', "step_size must be a finite number, got 'a'"),
+        ("reconstruction=true", "reconstruction must be a finite number, got True"),
+        ("noise=NaN", "noise must be a finite number, got nan"),
         ('architecture={"name":"vgg"}', "unknown network 'vgg'"),
         ("reconstruction=-1", "cannot weigh"),
         ('method="gan"', "method must be one of"),
@@ -284,7 +300,8 @@ def test_a_killed_training_resumes(tmp_path):
 )
 def test_wrong_recipes_are_named(change, message):
     with pytest.raises(InputError, match=message):
-        Recipe.of({"procedural": 1}, [change]).loss()
+        recipe = Recipe.of({"procedural": 1}, [change])
+        recipe.loss(), recipe.episodes()
 
 
 def test_recipes_are_json_and_leave_categories_out(tmp_path):
@@ -297,6 +314,8 @@ def test_recipes_are_json_and_leave_categories_out(tmp_path):
     assert recipe.steps == 3 and recipe.sparse_coding["iterations"] == 2
     json.dumps(recipe.episodes().describe())
     assert list(recipe.episodes().describe()["categories"]) == ["bolt"]
-    assert list(recipe.held_out_episodes().describe()["categories"]) == ["nut"]
+    held_out = replace(recipe, corruptions=["noise-start"]).held_out_episodes()
+    assert list(held_out.describe()["categories"]) == ["nut"]
+    assert held_out.corruptions == ("noise",)  # whatever is trained on, so that trainings compare
     with pytest.raises(InputError, match="no category is named gear"):
         Recipe.of({**given, "leave_out": ["gear"]}, []).episodes()

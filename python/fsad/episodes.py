@@ -113,9 +113,9 @@ class Episodes(Dataset[Episode]):
     def __post_init__(self) -> None:
         if not self.categories:
             raise InputError("got no categories to draw episodes from")
-        if min(self.shots, self.queries) < 1 or self.size < 16:
-            expected = "expected shots and queries of 1 or more and a size of 16 or more"
-            raise InputError(f"{expected}; got {self.shots}, {self.queries} and {self.size}")
+        if min(self.shots, self.queries) < 1 or self.size < 16 or self.seed < 0:
+            expected = "expected shots and queries of 1 or more, a size of 16 or more and a seed of 0 or more"
+            raise InputError(f"{expected}; got {self.shots}, {self.queries}, {self.size} and {self.seed}")
         short = [f"{c.name} ({len(c)})" for c in self.categories if len(c) < self.shots + self.queries]
         if short:
             shown = ", ".join(short[:5]) + (" …" if len(short) > 5 else "")

@@ -32,9 +32,13 @@ class LangevinSampler:
     limits: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        good = type(self.steps) is int and self.steps >= 0 and 0 < self.step_size < math.inf
-        good = good and (self.noise is None or 0 <= self.noise < math.inf)
-        if not good or not (self.limits is None or self.limits[0] < self.limits[1]):
+        try:
+            low, high = (-math.inf, math.inf) if self.limits is None else self.limits
+            good = type(self.steps) is int and self.steps >= 0 and 0 < self.step_size < math.inf
+            good = good and (self.noise is None or 0 <= self.noise < math.inf) and low < high
+        except (TypeError, ValueError):  # no numbers, or not two limits
+            good = False
+        if not good:
             raise InputError(
                 "LangevinSampler takes steps ≥ 0, step_size > 0, noise ≥ 0 or None, and limits (low, high) "
                 f"or None; got {self}"

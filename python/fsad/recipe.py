@@ -1,10 +1,11 @@
 """From the options of ``fsad train`` to a trained network: what is learned, from what, and how."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import torch
 from sklearn.metrics import roc_auc_score
@@ -13,7 +14,7 @@ from fsad import networks
 from fsad.energy import AdaptiveEnergyModel
 from fsad.episodes import Category, Episodes, ProceduralCategory, categories_of
 from fsad.episodic import EpisodeLoss
-from fsad.errors import InputError
+from fsad.errors import FsadError, InputError
 from fsad.langevin import LangevinSampler
 from fsad.maml import MamlLoss
 from fsad.procedural import HELD_OUT
@@ -22,11 +23,22 @@ from fsad.trainer import EpisodicTrainer, Schedule
 
 NETWORK = "network.safetensors"
 METHODS = ("episodic", "maml-ae")
+KINDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    str: "a string",
+    Sequence[str]: "a list of strings",
+    dict[str, Any]: "a mapping",
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides which weights come out; JSON-able by ``asdict``."""
+    """All that decides which weights come out; JSON-able by ``asdict``.
+
+    Raises InputError for values of another type; ``loss`` and ``episodes`` for those that cannot be used.
+    """
 
     data: Sequence[str] = ()  # folders of categories, or data sets, see ``categories_of``
     procedural: int = 0  # so many tasks of ``fsad.procedural`` beside them
@@ -50,6 +62,11 @@ class Recipe:
     augment: bool = True
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if not _is(value := getattr(self, each.name), each.type):
+                raise InputError(f"a training's {each.name} must be {KINDS[each.type]}, got {value!r}")
+
     @classmethod
     def of(cls, settings: dict[str, Any], changes: Sequence[str]) -> "Recipe":
         """A recipe of settings, changed by ``name=value`` with values in JSON; a mapping is merged."""
@@ -64,9 +81,8 @@ class Recipe:
             except ValueError:
                 raise InputError(f"{change!r}: the value is not JSON (strings need double quotes)") from None
             before = settings[name]
-            if isinstance(value, dict) != isinstance(before, dict):
-                raise InputError(f"{change!r}: expected a value like {json.dumps(before)}")
-            settings[name] = before | value if isinstance(before, dict) else value
+            merged = isinstance(before, dict) and isinstance(value, dict)
+            settings[name] = before | value if merged else value
         return cls(**settings)
 
     def loss(self) -> EpisodeLoss | MamlLoss:
@@ -75,11 +91,12 @@ class Recipe:
             return MamlLoss(networks.Autoencoder(seed=self.seed))
         if self.method != "episodic":
             raise InputError(f"method must be one of {METHODS}, got {self.method!r}")
-        layer = SparseCodingLayer(**self.sparse_coding)
+        layer = _made(SparseCodingLayer, "sparse_coding", self.sparse_coding)
+        network = _made(networks.build, "architecture", self.architecture)
         sampler = LangevinSampler(self.steps, self.step_size * 3 * self.size**2, self.noise, (0.0, 1.0))
         terms = ("reconstruction", "contrast", "restraint", "separation")
         weights = {name: getattr(self, name) for name in terms}
-        model = AdaptiveEnergyModel(networks.build(**self.architecture), layer)
+        model = AdaptiveEnergyModel(network, layer)
         return EpisodeLoss(model, sampler, **weights)
 
     def episodes(self) -> Episodes:
@@ -91,9 +108,13 @@ class Recipe:
         return self._episodes([*kept, *map(ProceduralCategory, range(self.procedural))], self.seed)
 
     def held_out_episodes(self) -> Episodes:
-        """Of the categories left out, or of procedural tasks if none is."""
+        """Of the categories left out, or of procedural tasks if none is.
+
+        Corrupted by patches of noise whatever is trained on, so that recipes can be compared.
+        """
         fresh = [ProceduralCategory(HELD_OUT + i) for i in range(100)]
-        return self._episodes(self._split()[1] or fresh, self.seed + 1)
+        drawn = self._episodes(self._split()[1] or fresh, self.seed + 1)
+        return replace(drawn, corruptions=("noise",))
 
     def _split(self) -> tuple[list[Category], list[Category]]:
         """The categories to train on, and those left out."""
@@ -104,6 +125,25 @@ class Recipe:
     def _episodes(self, categories: Sequence[Category], seed: int) -> Episodes:
         names = ("shots", "queries", "size", "corruptions", "defects", "augment")
         return Episodes(categories, seed=seed, **{name: getattr(self, name) for name in names})
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind == Sequence[str]:
+        return isinstance(value, list | tuple) and all(type(each) is str for each in value)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is (get_origin(kind) or kind)  # exactly: True would pass for an int
+
+
+def _made(maker: Callable[..., Any], name: str, settings: dict[str, Any]) -> Any:
+    """Of settings whose types only the maker knows."""
+    try:
+        return maker(**settings)
+    except FsadError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"a training cannot use {name}={json.dumps(settings)}: {reason}") from error
 
 
 def run(
