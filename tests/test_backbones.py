@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from fsad.backbones import Backbone, load_backbone
 from fsad.efficientnet import EfficientNetLite0, _SameConv
 from fsad.errors import FsadError, InputError
-from fsad.networks import SmallResNet
+from fsad.maml import Autoencoder
+from fsad.networks import SmallResNet, save_network
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +124,20 @@ def test_small_resnet_depends_on_its_seed_alone():
 def test_shipped_weights_load_by_name():
     backbone = load_backbone("fsad-small")
     assert backbone.name == "fsad-small" and backbone.sparse_coding["ridge"] == 1
+    assert backbone.input_size == 64
     assert backbone(torch.rand(1, 3, 64, 64)).shape == (1, 64, 16, 16)
     assert backbone.weights_hash != load_backbone(SmallResNet(stride=4)).weights_hash
     with pytest.raises(InputError, match="what fsad ships: fsad-small"):
         load_backbone("fsad-large")
+
+
+def test_maml_ae_is_no_feature_extractor(tmp_path):
+    path = tmp_path / "maml.safetensors"
+    save_network(path, Autoencoder(8), {"name": "autoencoder", "width": 8}, sparse_coding=None)
+    with pytest.raises(
+        InputError, match="holds MAML-AE, which gives pictures rather than features; expected"
+    ):
+        load_backbone(str(path))
 
 
 def test_small_resnet_does_not_mix_images():

@@ -374,6 +374,18 @@ def test_load_wants_the_same_backbone(adapted, tmp_path):
         FewShotDetector.load(path, backbone=TinyBackbone(seed=1))
 
 
+def test_pictures_get_the_size_of_the_training(tmp_path):
+    """Where none is given; of ``fsad-small`` that is 64, of networks that were not trained here 256."""
+    detector = FewShotDetector("fsad-small").fit(NORMAL[:3])
+    assert detector.anomaly_maps(BAD[:1]).shape == (1, 64, 64)
+    given = FewShotDetector("fsad-small", input_size=64).fit(NORMAL[:3])
+    np.testing.assert_array_equal(detector.anomaly_scores(BAD), given.anomaly_scores(BAD))
+    detector.save(tmp_path / "part.fsad")
+    loaded = FewShotDetector.load(tmp_path / "part.fsad")
+    np.testing.assert_array_equal(loaded.anomaly_scores(BAD), given.anomaly_scores(BAD))
+    assert FewShotDetector(TinyBackbone()).fit(NORMAL[:2]).input_size_ == 256
+
+
 def test_named_backbone_is_found_again(tmp_path):
     detector = FewShotDetector("small_resnet", input_size=64).fit(NORMAL[:3])
     detector.save(tmp_path / "part.fsad")

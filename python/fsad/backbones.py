@@ -19,16 +19,26 @@ from fsad.model_file import digest
 from fsad.networks import SHIPPED, SmallResNet, load_network
 from fsad.sparse_coding import DEFAULT_SETTINGS, SparseCodingLayer
 
+INPUT_SIZE = 256  # side of pictures for networks that were not trained here
+
 
 class Backbone(nn.Module):
     """A feature extractor with a name and a fingerprint of its weights.
 
-    ``sparse_coding`` are the settings of the layer it was trained with, None if it was not.
+    ``sparse_coding`` are the settings of the layer it was trained with, None if it was not; ``input_size`` is
+    the side of the pictures that it suits.
     """
 
-    def __init__(self, module: nn.Module, name: str, sparse_coding: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        sparse_coding: dict[str, Any] | None = None,
+        input_size: int = INPUT_SIZE,
+    ) -> None:
         super().__init__()
-        self.module, self.name, self.sparse_coding = module, name, sparse_coding
+        self.module, self.name = module, name
+        self.sparse_coding, self.input_size = sparse_coding, input_size
 
     def forward(self, images: Tensor) -> Tensor:
         return self.module(images)
@@ -88,7 +98,7 @@ def load_backbone(name: str | nn.Module, *, pretrained: bool = True) -> Backbone
 
     Raises:
         FsadError: a package is missing; the message names it.
-        InputError: the name is unknown.
+        InputError: the name is unknown, or a file holds MAML-AE, the baseline.
         ModelFileError: a file of weights that is damaged or foreign.
     """
     if isinstance(name, Backbone):
@@ -103,7 +113,11 @@ def load_backbone(name: str | nn.Module, *, pretrained: bool = True) -> Backbone
     if shipped.is_file() or name.endswith(".safetensors"):
         path = shipped if shipped.is_file() else Path(name).resolve()  # a saved model is used elsewhere too
         module, saved = load_network(path)
-        return Backbone(module, name if path == shipped else str(path), saved["sparse_coding"])
+        if saved["architecture"]["name"] == "autoencoder":
+            expected = "expected the weights of a feature extractor, as `fsad train` makes without --method"
+            raise InputError(f"{path} holds MAML-AE, which gives pictures rather than features; {expected}")
+        size = saved.get("training", {}).get("episodes", {}).get("size", INPUT_SIZE)
+        return Backbone(module, name if path == shipped else str(path), saved["sparse_coding"], size)
     if name.startswith("timm:"):
         return Backbone(_TimmLevels(name.removeprefix("timm:"), pretrained), name)
     ours = ", ".join(path.stem for path in SHIPPED.glob("*.safetensors"))

@@ -52,6 +52,8 @@ Names = list[str] | None
 OUTPUT = "--output", "-o"
 LEVEL = "Share of normal pictures that may be called anomalous (default: 0.1, or the model's)."
 LIMIT = "Refuse larger files before decoding (default: 89478485, Pillow's limit)."
+BACKBONES = "efficientnet_lite0 (default), fsad-small, a file of `fsad train`, small_resnet or timm:NAME."
+SIDE = "Side to resize to (default: that of the training of weights by `fsad train`, else 256)."
 Normal = _opt("Folder of normal pictures, subfolders included; ten are plenty.")
 FalseAlarm = Annotated[float | None, _opt(LEVEL, min=0.0001, max=0.9999)]
 Method = Literal["episodic", "maml-ae"]
@@ -67,8 +69,8 @@ def adapt(
     normal: Annotated[Path, Normal],
     output: Annotated[Path, _opt("The model file to write.", *OUTPUT)],
     add: Annotated[bool, _opt("Add to that model, as it is, more pictures.", "--add")] = False,
-    backbone: Annotated[str | None, _opt("efficientnet_lite0 (default), small_resnet or timm:NAME.")] = None,
-    input_size: Annotated[Number, _opt("Side to resize to (default: 256).", min=16)] = None,
+    backbone: Annotated[str | None, _opt(BACKBONES)] = None,
+    input_size: Annotated[Number, _opt(SIDE, min=16)] = None,
     tile: Annotated[Number, _opt("Or cut into tiles of this side.", min=16)] = None,
     roi: Annotated[Path | None, _opt("Mask picture; what is black there is ignored.")] = None,
     augment: Annotated[bool, _opt("Flipped and turned is normal too.", "--augment")] = False,

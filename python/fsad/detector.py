@@ -34,7 +34,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
 
     Args:
         backbone: a name that ``load_backbone`` knows, or a module (a copy of it is used).
-        input_size: pictures are resized to this square.
+        input_size: pictures are resized to this square; None for that of the backbone's training, or 256.
         sparse_coding: a layer whose settings are taken; None for those that the backbone was trained
             with, or ``DEFAULT_SETTINGS``.
         map_kind: ``"energy"`` or ``"gradient"``, what maps show; scores come from the energy.
@@ -50,7 +50,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
 
     backbone: str | nn.Module = "efficientnet_lite0"
     _: KW_ONLY
-    input_size: int = 256
+    input_size: int | None = None
     sparse_coding: SparseCodingLayer | None = None
     map_kind: str = "energy"
     false_alarm: float = 0.1
@@ -64,6 +64,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
 
     threshold_: Threshold = field(init=False)  # its value, and how far to trust it
     suspects_: list[tuple[int, str]] = field(init=False)  # index, reason: given to fit, unlike the others
+    input_size_: int = field(init=False)
     n_support_: int = field(init=False)  # how many normal pictures the dictionary was made of
     model_: AdaptiveEnergyModel = field(init=False)
     roi_: np.ndarray | None = field(init=False)  # bool (H, W)
@@ -136,13 +137,13 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
     def anomaly_maps(self, images: Any) -> np.ndarray:
         """(B, H, W) float32, higher is worse, 0 outside the region of interest.
 
-        H and W are ``input_size``, or with ``tile`` those of the pictures, which must then be
+        H and W are ``input_size_``, or with ``tile`` those of the pictures, which must then be
         alike; ``iter_results`` also gives maps of different sizes.
         """
         maps = [np.asarray(result.anomaly_map) for result in self.iter_results(images)]
         if len({each.shape for each in maps}) > 1:
             raise InputError("these pictures' maps differ in size: take them from iter_results")
-        return np.stack(maps) if maps else np.empty((0, *[self.input_size] * 2), np.float32)
+        return np.stack(maps) if maps else np.empty((0, *[self.input_size_] * 2), np.float32)
 
     def iter_results(self, images: Any, on_error: str = "raise") -> Iterator[PictureResult]:
         """Score, decision and map of picture after picture, in order, keeping none.
@@ -165,6 +166,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         parameters = self.get_params(deep=False)
         for name in ("backbone", "sparse_coding", "roi", "device"):
             del parameters[name]
+        parameters["input_size"] = self.input_size_
         description = {
             "kind": "FewShotDetector",
             "parameters": parameters,
@@ -219,7 +221,8 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
     def _build(self, backbone: Backbone) -> None:
         """Check the parameters; make the model, not adapted yet, and read the mask."""
         checks = {
-            "input_size": isinstance(self.input_size, int) and self.input_size > 0,
+            "input_size": self.input_size is None
+            or (isinstance(self.input_size, int) and self.input_size > 0),
             "tile": self.tile is None or (isinstance(self.tile, int) and self.tile > 0),
             "batch_size": isinstance(self.batch_size, int) and self.batch_size > 0,
             "map_kind": self.map_kind in MAP_KINDS,
@@ -228,6 +231,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         for name, good in checks.items():
             if not good:
                 raise InputError(f"FewShotDetector cannot use {name}={getattr(self, name)!r}")
+        self.input_size_ = self.input_size or backbone.input_size
         layer = self.sparse_coding or backbone.layer()
         model = AdaptiveEnergyModel(backbone, SparseCodingLayer(**layer.config()))
         self._device = usable_device(self.device)
@@ -245,7 +249,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
             raise NotAdaptedError("this FewShotDetector knows no normal pictures yet: call fit(normal)")
 
     def _how(self) -> tuple[Any, ...]:
-        return self.input_size, self.tile, self.roi_, self.max_pixels
+        return self.input_size_, self.tile, self.roi_, self.max_pixels
 
     def _encode(self, normal: Any) -> list[Support]:
         support = []

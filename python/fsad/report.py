@@ -239,7 +239,7 @@ class ResultFolder:
         table = (row | {"anomalous": int(row["anomalous"])} for row in rounded)
         replace_csv(self._staging / "scores.csv", ("image", "score", "anomalous"), table)
         layer, backbone = detector.model_.sparse_coding, detector.model_.backbone
-        normal, side, tile = detector.n_support_, detector.input_size, detector.tile
+        normal, side, tile = detector.n_support_, detector.input_size_, detector.tile
         threshold = asdict(detector.threshold_) | {"sentence": str(detector.threshold_)}
         packages = ("torch", "numpy", "scikit-learn", "pillow", "safetensors")
         own = {"fsad": __version__, "python": platform.python_version()}
