@@ -10,8 +10,7 @@ from torch.nn import functional as F
 from fsad.backbones import Backbone, load_backbone
 from fsad.efficientnet import EfficientNetLite0, _SameConv
 from fsad.errors import FsadError, InputError
-from fsad.maml import Autoencoder
-from fsad.networks import SmallResNet, save_network
+from fsad.networks import SmallResNet
 
 
 @pytest.fixture(scope="module")
@@ -129,15 +128,6 @@ def test_shipped_weights_load_by_name():
     assert backbone.weights_hash != load_backbone(SmallResNet(stride=4)).weights_hash
     with pytest.raises(InputError, match="what fsad ships: fsad-small"):
         load_backbone("fsad-large")
-
-
-def test_maml_ae_is_no_feature_extractor(tmp_path):
-    path = tmp_path / "maml.safetensors"
-    save_network(path, Autoencoder(8), {"name": "autoencoder", "width": 8}, sparse_coding=None)
-    with pytest.raises(
-        InputError, match="holds MAML-AE, which gives pictures rather than features; expected"
-    ):
-        load_backbone(str(path))
 
 
 def test_small_resnet_does_not_mix_images():

@@ -12,7 +12,9 @@ from torch import nn
 
 from fsad import FewShotDetector, SparseCodingLayer
 from fsad.errors import DivergedError, InputError, ModelFileError, NotAdaptedError
+from fsad.maml import Autoencoder
 from fsad.model_file import read_model, write_model
+from fsad.networks import save_network
 
 SIDE = 48
 DEFECT = slice(16, 26), slice(28, 38)
@@ -384,6 +386,15 @@ def test_pictures_get_the_size_of_the_training(tmp_path):
     loaded = FewShotDetector.load(tmp_path / "part.fsad")
     np.testing.assert_array_equal(loaded.anomaly_scores(BAD), given.anomaly_scores(BAD))
     assert FewShotDetector(TinyBackbone()).fit(NORMAL[:2]).input_size_ == 256
+
+
+def test_maml_ae_is_no_feature_extractor(tmp_path):
+    path = tmp_path / "maml.safetensors"
+    save_network(path, Autoencoder(8), {"name": "autoencoder", "width": 8}, sparse_coding=None)
+    with pytest.raises(
+        InputError, match=r"maml.safetensors holds MAML-AE, which .* rather than features; take"
+    ):
+        FewShotDetector(str(path)).fit(NORMAL[:2])
 
 
 def test_named_backbone_is_found_again(tmp_path):

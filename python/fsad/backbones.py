@@ -98,7 +98,7 @@ def load_backbone(name: str | nn.Module, *, pretrained: bool = True) -> Backbone
 
     Raises:
         FsadError: a package is missing; the message names it.
-        InputError: the name is unknown, or a file holds MAML-AE, the baseline.
+        InputError: the name is unknown.
         ModelFileError: a file of weights that is damaged or foreign.
     """
     if isinstance(name, Backbone):
@@ -113,9 +113,6 @@ def load_backbone(name: str | nn.Module, *, pretrained: bool = True) -> Backbone
     if shipped.is_file() or name.endswith(".safetensors"):
         path = shipped if shipped.is_file() else Path(name).resolve()  # a saved model is used elsewhere too
         module, saved = load_network(path)
-        if saved["architecture"]["name"] == "autoencoder":
-            expected = "expected the weights of a feature extractor, as `fsad train` makes without --method"
-            raise InputError(f"{path} holds MAML-AE, which gives pictures rather than features; {expected}")
         size = saved.get("training", {}).get("episodes", {}).get("size", INPUT_SIZE)
         return Backbone(module, name if path == shipped else str(path), saved["sparse_coding"], size)
     if name.startswith("timm:"):

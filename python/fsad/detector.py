@@ -20,6 +20,7 @@ from fsad.energy import MAP_KINDS, AdaptiveEnergyModel, augmented
 from fsad.errors import DivergedError, InputError, ModelFileError, NotAdaptedError
 from fsad.frames import Picture, PictureResult
 from fsad.images import load_image
+from fsad.maml import Autoencoder
 from fsad.model_file import read_model, write_model
 from fsad.sparse_coding import SparseCodingLayer
 
@@ -231,6 +232,9 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         for name, good in checks.items():
             if not good:
                 raise InputError(f"FewShotDetector cannot use {name}={getattr(self, name)!r}")
+        if isinstance(backbone.module, Autoencoder):
+            wrong = f"{backbone.name} holds MAML-AE, which gives pictures rather than features"
+            raise InputError(f"{wrong}; take weights that `fsad train` made without --method maml-ae")
         self.input_size_ = self.input_size or backbone.input_size
         layer = self.sparse_coding or backbone.layer()
         model = AdaptiveEnergyModel(backbone, SparseCodingLayer(**layer.config()))
