@@ -392,7 +392,7 @@ def test_maml_ae_is_no_feature_extractor(tmp_path):
     path = tmp_path / "maml.safetensors"
     save_network(path, Autoencoder(8), {"name": "autoencoder", "width": 8}, sparse_coding=None)
     with pytest.raises(
-        InputError, match=r"maml.safetensors holds MAML-AE, which .* rather than features; take"
+        InputError, match=r"maml.safetensors holds MAML-AE, which .* rather than features"
     ):
         FewShotDetector(str(path)).fit(NORMAL[:2])
 
