@@ -82,9 +82,10 @@ def check_masks(category: Category, size: int) -> None:
 
     Raises InputError, which names the file or the category. Pictures are not decoded, only masks.
     """
-    masked = [(picture.source, picture.mask) for picture in category.test if picture.mask is not None]
-    seen = not masked
-    for source, mask in masked:
+    seen = False
+    for source, anomalous, mask in category.test:
+        if mask is None:
+            continue
         marked, shape = _marked(mask), _shape(source)
         name = f"a mask of {category.name}"
         if isinstance(mask, (str, os.PathLike)):
@@ -93,7 +94,7 @@ def check_masks(category: Category, size: int) -> None:
             sizes = " x ".join(map(str, marked.shape[::-1])), " x ".join(map(str, shape[::-1]))
             advice = "give it the mask that was drawn on it"
             raise InputError(f"{name} is {sizes[0]} pixels, its picture {sizes[1]}; {advice}")
-        if not marked.any():
+        if anomalous and not marked.any():
             advice = "mend it, or move the picture to the normal ones"
             raise InputError(f"{name} marks no pixel, but its picture counts as anomalous; {advice}")
         seen = seen or bool((resize(marked, size) > 0.5).any())
