@@ -20,11 +20,12 @@ from PIL import Image
 
 import fsad
 from fsad.episodes import Episodes, ProceduralCategory
-from fsad.errors import InputError, ModelFileError
+from fsad.errors import DivergedError, InputError, ModelFileError
 from fsad.maml import Autoencoder, MamlLoss
 from fsad.model_file import read_model
 from fsad.networks import SmallResNet, load_network, save_network
-from fsad.recipe import Recipe
+from fsad.recipe import Recipe, run
+from fsad.sparse_coding import SparseCodingLayer
 from fsad.trainer import EpisodicTrainer, Schedule
 
 TINY = {"shots": 2, "queries": 2, "size": 16}
@@ -272,6 +273,22 @@ def test_a_killed_training_resumes(tmp_path):
     assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
 
 
+def test_the_setting_of_the_paper_trains_at_a_temperature(tmp_path):
+    """η = 1 without whitening, which features of their usual size make diverge at once."""
+    paper = SparseCodingLayer.paper(lambda_max=0.001, lambda_min=0.0002).config()
+    settings = {**TINY, "procedural": 2, "sparse_coding": paper, "separation": 0, "step_size": 2500.0}
+    weights = ["contrast=1e6", "restraint=1e12"]
+    with pytest.raises(DivergedError, match=r"diverged at update 0: .* step=1\.0 is too large"):
+        run(Recipe.of(settings, weights), Schedule(2), tmp_path / "hot")
+    recipe, rows = Recipe.of(settings, [*weights, 'architecture={"temperature":0.002}']), []
+    run(recipe, Schedule(4, warm_up=0), tmp_path / "cold", progress=rows.append)
+    assert rows[-1]["gradient"] > 0
+    network, _ = load_network(tmp_path / "cold" / "network.safetensors")
+    assert (
+        float(network.scale.exp()) == pytest.approx(0.002, rel=0.01) and float(network.scale.exp()) != 0.002
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -282,6 +299,7 @@ def test_a_killed_training_resumes(tmp_path):
         ('sparse_coding={"lambda_max":"a"}', "cannot use sparse_coding="),
         ('architecture={"foo":3}', "cannot use architecture=.*unexpected keyword argument 'foo'"),
         ('architecture={"width":"a"}', "cannot use architecture="),
+        ('architecture={"temperature":0}', "expected a temperature above 0, or None, got 0"),
         ("data=5", "data must be a list of strings, got 5"),
         ('corruptions="noise"', "corruptions must be a list of strings, got 'noise'"),
         ('size="big"', "size must be a whole number, got 'big'"),

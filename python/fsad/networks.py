@@ -4,6 +4,7 @@ A file names its architecture and the settings of the sparse coding that it was 
 lies in ``weights/`` inside the package.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,17 @@ class SmallResNet(nn.Module):
     """Small residual network for training on episodes: (B, 2·width, ⌈H/stride⌉, ⌈W/stride⌉).
 
     SiLU, because Langevin sampling differentiates it twice; GroupNorm, because batch statistics would mix
-    support and query. The weights depend on ``seed`` alone, not on torch's global random state.
+    support and query. The weights depend on ``seed`` alone, not on torch's global random state. With a
+    ``temperature`` features are multiplied by a learned number that starts there, for sparse coding with a
+    fixed step, which large ones make diverge.
     """
 
-    def __init__(self, width: int = 32, stride: int = 8, seed: int = 0) -> None:
+    def __init__(
+        self, width: int = 32, stride: int = 8, seed: int = 0, temperature: float | None = None
+    ) -> None:
         super().__init__()
+        if temperature is not None and not 0 < temperature < math.inf:
+            raise InputError(f"expected a temperature above 0, or None, got {temperature}")
         if width < 8 or width % 8 or stride not in (4, 8):
             raise InputError(f"expected a width divisible by 8 and stride 4 or 8, got {width} and {stride}")
         with torch.random.fork_rng(devices=[]):
@@ -53,9 +60,12 @@ class SmallResNet(nn.Module):
             stem = nn.Conv2d(3, width, 3, stride=2, padding=1)
             residual = [_ResidualBlock(*block) for block in blocks]
             self.layers = nn.Sequential(stem, *residual, nn.GroupNorm(8, 2 * width))
+        # Its logarithm: steps of the optimizer are then in proportion.
+        self.scale = None if temperature is None else nn.Parameter(torch.tensor(math.log(temperature)))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images * 4 - 2)
+        features = self.layers(images * 4 - 2)
+        return features if self.scale is None else features * self.scale.exp()
 
 
 class Adapter(nn.Module):
