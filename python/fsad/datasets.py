@@ -91,18 +91,15 @@ def check_masks(category: Category, size: int) -> None:
         if isinstance(mask, (str, os.PathLike)):
             name = display_name(mask)
         if marked.shape != shape:
-            sizes = " x ".join(map(str, marked.shape[::-1])), " x ".join(map(str, shape[::-1]))
-            advice = "give it the mask that was drawn on it"
-            raise InputError(f"{name} is {sizes[0]} pixels, its picture {sizes[1]}; {advice}")
+            sizes = f"{marked.shape[1]} x {marked.shape[0]} pixels, its picture {shape[1]} x {shape[0]}"
+            raise InputError(f"{name} is {sizes}; give it the mask that was drawn on it")
         if anomalous and not marked.any():
             advice = "mend it, or move the picture to the normal ones"
             raise InputError(f"{name} marks no pixel, but its picture counts as anomalous; {advice}")
         seen = seen or bool((resize(marked, size) > 0.5).any())
     if not seen:
-        advice = "take a larger --input-size, or leave the category out"
-        raise InputError(
-            f"at {size} x {size} pixels nothing is left of any mask of {category.name}; {advice}"
-        )
+        gone = f"at {size} x {size} pixels nothing is left of any mask of {category.name}"
+        raise InputError(f"{gone}; take a larger --input-size, or leave the category out")
 
 
 def _shape(source: Any) -> tuple[int, ...]:

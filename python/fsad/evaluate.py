@@ -86,9 +86,7 @@ class Run:
     network: str
     shots: int
     draw: int
-    inputs: (
-        str  # a digest of the pictures, their size, the network with its layer, the method, fsad's version
-    )
+    inputs: str  # a digest of pictures and their size, of network, layer and method, and of fsad's version
 
     @property
     def file(self) -> str:
@@ -195,11 +193,9 @@ def _runs(category: Category, protocol: Protocol, networks: Mapping[str, Backbon
     for picture in category.test:
         digest.update(fingerprint(picture.source) + fingerprint(picture.mask) + bytes([picture.anomalous]))
     seen = f"{__version__} {STORED} {digest.hexdigest()} {protocol.size} {protocol.augment}"
-    identities = {NONE: ""}
-    for name, network in networks.items():
-        identities[name] = _identity(network) + (
-            name if name in protocol.loaded else ""
-        )  # any code of one's own
+    # What was handed in may run any code: its name tells it from another.
+    named = {name: name * (name in protocol.loaded) for name in networks}
+    identities = {NONE: "", **{name: named[name] + _identity(network) for name, network in networks.items()}}
     inputs = {}
     for method, name in dict.fromkeys(run[:2] for run in protocol.runs):
         kind = METHODS[method]
