@@ -47,18 +47,23 @@ class TrainedAutoencoder:
         return 1 - ssim(output, pictures) if self.structural else (output - pictures).square().mean(1)
 
 
+def _window(side: int, like: Tensor) -> Tensor:
+    """The Gaussian window as a matrix (side, side), mirrored at both ends: with single channels a product is
+    several times as fast as a convolution."""
+    grid = torch.arange(-5, 6).to(like)
+    window = torch.exp(-grid.square() / (2 * 1.5**2))
+    padded = F.pad(torch.eye(side).to(like)[:, None], (5, 5), mode="reflect")
+    return F.conv1d(padded, (window / window.sum())[None, None])[:, 0].mT
+
+
 def ssim(one: Tensor, other: Tensor) -> Tensor:
     """Structural similarity of pictures in [0, 1], mean over channels: twice (B, C, H, W) -> (B, H, W).
 
     Wang et al., *Image Quality Assessment: From Error Visibility to Structural Similarity*, 2004: a Gaussian
     window of 11 pixels (σ = 1.5), constants 0.01² and 0.03². Pictures are mirrored at their borders.
     """
-    grid = torch.arange(-5, 6).to(one)
-    window = torch.exp(-grid.square() / (2 * 1.5**2))
-    window = window / window.sum()
     values = torch.stack([one, other, one * one, other * other, one * other])
-    padded = F.pad(values.flatten(0, 2)[:, None], (5, 5, 5, 5), mode="reflect")
-    means = F.conv2d(F.conv2d(padded, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
-    x, y, xx, yy, xy = means.view(values.shape)
+    down, across = (_window(side, one) for side in one.shape[-2:])
+    x, y, xx, yy, xy = down @ values @ across.mT
     alike = (2 * x * y + 0.01**2) * (2 * (xy - x * y) + 0.03**2)
     return (alike / ((x * x + y * y + 0.01**2) * (xx - x * x + yy - y * y + 0.03**2))).mean(1)
