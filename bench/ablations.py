@@ -1,6 +1,6 @@
 """What the parts of the training do: two trainings each that differ in one of them alone.
 
-    python bench/ablations.py FOLDER [--updates 300] [--episodes 2] [--size 64] [--seed 0]
+    python bench/ablations.py FOLDER [--updates 300] [--episodes 2] [--size 32] [--seed 0]
 
 Each arm is `fsad train --procedural 300 --shots 3 --queries 3` with the changes of ``ARMS`` as ``--set``, on
 the same tasks in the same order; one that was interrupted is resumed, a finished one is only judged. FOLDER
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--updates", type=int, default=300)
     parser.add_argument("--episodes", type=int, default=2, help="an update")
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     given = {"procedural": 300, "shots": 3, "queries": 3, "size": chosen.size, "seed": chosen.seed}
@@ -74,7 +74,7 @@ def main() -> None:
 
 def final(log: list[dict[str, float]]) -> list[float]:
     """Means of the last quarter of the updates."""
-    return [mean(row[name] for row in log[-(len(log) // 4) - 1 :]) for name in CURVES]
+    return [mean(row[name] for row in log[-max(1, len(log) // 4) :]) for name in CURVES]
 
 
 def judge(recipe: Recipe, folder: Path) -> list[float]:
