@@ -191,3 +191,17 @@ def film(path: Path, frames: int) -> None:
             grey = np.full((32, 32, 3), 10 * number, np.uint8)
             out.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
         out.mux(stream.encode())
+
+
+WRITERS = {
+    "mvtec": mvtec,
+    "visa": visa,
+    "mpdd": mpdd,
+    "btad": btad,
+    "kolektor": kolektor,
+    "folders": folders,
+    "ucsd-ped1": lambda root: ucsd(root, "UCSDped1"),
+    "ucsd-ped2": lambda root: ucsd(root, "UCSDped2", table=False),
+    "avenue": lambda root: avenue(root, pictures_as_video),
+    "shanghaitech": lambda root: shanghaitech(root, pictures_as_video),
+}

@@ -6,51 +6,12 @@ import io
 import numpy as np
 import pytest
 import torch
+from detectors import BAD, DEFECT, GOOD, NORMAL, SIDE, TinyBackbone, make, odd, picture
 from PIL import Image
 from sklearn.base import clone
-from torch import nn
 
 from fsad import FewShotDetector, SparseCodingLayer
-from fsad.errors import DivergedError, InputError, ModelFileError, NotAdaptedError
-from fsad.maml import Autoencoder
-from fsad.model_file import read_model, write_model
-from fsad.networks import save_network
-
-SIDE = 48
-DEFECT = slice(16, 26), slice(28, 38)
-
-
-class TinyBackbone(nn.Module):
-    """One convolution that ignores flat colour, and ReLU: 3 x 48 x 48 -> 48 x 12 x 12."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        weights = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-        self.weights = nn.Parameter(weights - weights.mean((2, 3), keepdim=True))
-
-    def forward(self, images):
-        return nn.functional.conv2d(images, self.weights, stride=4, padding=2).relu()
-
-
-def picture(seed, defect=None, shape=(SIDE, SIDE), period=3.0):
-    """uint8 (H, W, 3): stripes of random phase and a little noise, pure noise at ``defect``."""
-    rng = np.random.default_rng(seed)
-    wave = np.sin(np.arange(shape[1]) / period + rng.uniform(0, 6))[None, :, None]
-    pixels = 0.5 + 0.2 * wave * np.array([1, 0.8, 0.6]) + rng.normal(0, 0.02, (*shape, 3))
-    if defect is not None:
-        pixels[defect] = rng.uniform(0, 1, pixels[defect].shape)
-    return (pixels.clip(0, 1) * 255).astype(np.uint8)
-
-
-def make(**parameters):
-    """Few atoms, so that adapting takes no time."""
-    settings = {"input_size": SIDE, "sparse_coding": SparseCodingLayer(max_atoms=100)}
-    return FewShotDetector(TinyBackbone(), **(settings | parameters))
-
-
-NORMAL = [picture(seed) for seed in range(10)]
-GOOD = [picture(100 + seed) for seed in range(12)]
-BAD = [picture(200 + seed, DEFECT) for seed in range(6)]
+from fsad.errors import DivergedError, InputError, NotAdaptedError
 
 
 @pytest.fixture(scope="module")
@@ -235,11 +196,6 @@ def test_points_out_a_support_picture_unlike_the_rest(adapted):
     assert [index for index, _ in detector.suspects_] == [4]
 
 
-def odd(seed):
-    """A good part with wider stripes than any in the support."""
-    return picture(seed, period=7.0)
-
-
 @pytest.mark.parametrize("through_file", [False, True])
 def test_update_accepts_a_good_part_wrongly_rejected(detector, tmp_path, through_file):
     if through_file:
@@ -344,66 +300,6 @@ def test_augment_makes_turned_parts_normal(adapted):
     assert (augmented.predict(BAD) == -1).all()
 
 
-def test_saved_and_loaded_detector_decides_alike(adapted, tmp_path):
-    roi = np.ones((SIDE, SIDE), dtype=bool)
-    roi[:8] = False
-    layer = SparseCodingLayer(receptive_field=3, max_atoms=50)
-    third = make(sparse_coding=layer, roi=roi, false_alarm=0.3, map_kind="gradient").fit(NORMAL)
-    for detector in (adapted, third):
-        detector.save(tmp_path / "part.fsad")
-        loaded = FewShotDetector.load(tmp_path / "part.fsad", backbone=TinyBackbone())
-        np.testing.assert_array_equal(loaded.anomaly_scores(GOOD + BAD), detector.anomaly_scores(GOOD + BAD))
-        np.testing.assert_array_equal(loaded.anomaly_maps(BAD), detector.anomaly_maps(BAD))
-        assert loaded.threshold_ == detector.threshold_
-        assert loaded.suspects_ == detector.suspects_
-        assert loaded.n_support_ == detector.n_support_
-        kept = ("false_alarm", "map_kind", "input_size", "augment", "seed")
-        assert all(getattr(loaded, name) == getattr(detector, name) for name in kept)
-        loaded.update(odd(1))
-        detector = copy.deepcopy(detector).update(odd(1))
-        np.testing.assert_array_equal(loaded.anomaly_scores(BAD), detector.anomaly_scores(BAD))
-    refitted = loaded.fit(NORMAL)
-    np.testing.assert_array_equal(refitted.anomaly_scores(BAD), third.anomaly_scores(BAD))
-    assert [path.name for path in tmp_path.iterdir()] == ["part.fsad"]
-
-
-def test_load_wants_the_same_backbone(adapted, tmp_path):
-    path = tmp_path / "part.fsad"
-    adapted.save(path)
-    with pytest.raises(ModelFileError, match="backbone=module"):
-        FewShotDetector.load(path)
-    with pytest.raises(ModelFileError, match="same, or adapt again"):
-        FewShotDetector.load(path, backbone=TinyBackbone(seed=1))
-
-
-def test_pictures_get_the_size_of_the_training(tmp_path):
-    """Where none is given; of ``fsad-small`` that is 64, of networks that were not trained here 256."""
-    detector = FewShotDetector("fsad-small").fit(NORMAL[:3])
-    assert detector.anomaly_maps(BAD[:1]).shape == (1, 64, 64)
-    given = FewShotDetector("fsad-small", input_size=64).fit(NORMAL[:3])
-    np.testing.assert_array_equal(detector.anomaly_scores(BAD), given.anomaly_scores(BAD))
-    detector.save(tmp_path / "part.fsad")
-    loaded = FewShotDetector.load(tmp_path / "part.fsad")
-    np.testing.assert_array_equal(loaded.anomaly_scores(BAD), given.anomaly_scores(BAD))
-    assert FewShotDetector(TinyBackbone()).fit(NORMAL[:2]).input_size_ == 256
-
-
-def test_maml_ae_is_no_feature_extractor(tmp_path):
-    path = tmp_path / "maml.safetensors"
-    save_network(path, Autoencoder(8), {"name": "autoencoder", "width": 8}, sparse_coding=None)
-    with pytest.raises(
-        InputError, match=r"maml.safetensors holds MAML-AE, which .* rather than features"
-    ):
-        FewShotDetector(str(path)).fit(NORMAL[:2])
-
-
-def test_named_backbone_is_found_again(tmp_path):
-    detector = FewShotDetector("small_resnet", input_size=64).fit(NORMAL[:3])
-    detector.save(tmp_path / "part.fsad")
-    loaded = FewShotDetector.load(tmp_path / "part.fsad")
-    np.testing.assert_array_equal(loaded.anomaly_scores(BAD), detector.anomaly_scores(BAD))
-
-
 def test_scikit_learn_manners():
     layer = SparseCodingLayer(max_atoms=50)
     detector = make(sparse_coding=layer, false_alarm=0.2)
@@ -464,39 +360,6 @@ def test_numbers_that_are_not_finite_never_come_out(detector):
         detector.model_.backbone.module.weights[0] = float("nan")
     with pytest.raises(DivergedError, match="the backbone gave NaN"):
         detector.anomaly_scores(GOOD)
-
-
-@pytest.mark.parametrize("where", ["parameters", "sparse_coding", "threshold"])
-def test_a_file_that_says_too_much_or_too_little_is_refused(detector, tmp_path, where):
-    """As another version of fsad might have written it, with a valid checksum."""
-    detector.save(tmp_path / "part.fsad")
-    tensors, saved = read_model(tmp_path / "part.fsad")
-    saved[where]["unheard_of"] = 1
-    write_model(tmp_path / "part.fsad", tensors, saved)
-    with pytest.raises(ModelFileError, match="another version"):
-        FewShotDetector.load(tmp_path / "part.fsad", backbone=TinyBackbone())
-    del saved[where]
-    write_model(tmp_path / "part.fsad", tensors, saved)
-    with pytest.raises(ModelFileError, match="another version"):
-        FewShotDetector.load(tmp_path / "part.fsad", backbone=TinyBackbone())
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda tensors, saved: saved["threshold"].update(value="x"),
-        lambda tensors, saved: saved["threshold"].update(kind="x"),
-        lambda tensors, saved: tensors.update(patches=tensors["patches"][:, :5].clone()),
-        lambda tensors, saved: tensors["moment"].fill_(float("nan")),
-    ],
-)
-def test_a_file_of_nonsense_is_refused(detector, tmp_path, damage):
-    detector.save(tmp_path / "part.fsad")
-    tensors, saved = read_model(tmp_path / "part.fsad")
-    damage(tensors, saved)
-    write_model(tmp_path / "part.fsad", tensors, saved)
-    with pytest.raises(ModelFileError):
-        FewShotDetector.load(tmp_path / "part.fsad", backbone=TinyBackbone())
 
 
 def test_a_failed_fit_leaves_an_unfitted_detector(detector):
