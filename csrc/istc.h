@@ -61,7 +61,8 @@ struct IstcForward : IstcProblem<Real> {
   Real* history;   // (N−1, T, n, d)
   // Relative thresholds: for every query patch the position of the atom with the largest |⟨query, atom⟩|, of
   // which the kernel makes the scale, 1 / (η|⟨query, atom⟩|). Null: the scale is given. CPU alone.
-  int64_t* peak;  // (T, n)
+  int64_t* peak;     // (T, n)
+  Real* peak_value;  // (T, n): η|⟨query, atom⟩|, or 1 where that is 0; with `peak`
 };
 
 // With G the gradient of r_N: ∂⟨G, r_N⟩.

@@ -70,20 +70,22 @@ std::tuple<Tensor, Tensor> istc(const Tensor& queries, const Tensor& scale, cons
   return {residual, history};
 }
 
-std::tuple<Tensor, Tensor, Tensor> istc_relative(const Tensor& queries, const Tensor& atoms,
-                                                 const std::optional<Tensor>& atom_index, const Tensor& step,
-                                                 const std::vector<double>& lambdas,
-                                                 const std::vector<double>& taus, int64_t shrinkage,
-                                                 int64_t receptive_field) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> istc_relative(const Tensor& queries, const Tensor& atoms,
+                                                         const std::optional<Tensor>& atom_index,
+                                                         const Tensor& step,
+                                                         const std::vector<double>& lambdas,
+                                                         const std::vector<double>& taus, int64_t shrinkage,
+                                                         int64_t receptive_field) {
   check_maps(queries, atoms, atom_index, receptive_field);
   const int64_t positions = queries.size(1) * queries.size(2) * queries.size(3);
-  const Tensor scale = torch::stable::new_empty(queries, {queries.size(0), positions});  // not read
-  const Problem problem{queries, scale, atoms,     atom_index,      step,
+  // Stands for the scale, too, which is not read.
+  Tensor value = torch::stable::new_empty(queries, {queries.size(0), positions});
+  const Problem problem{queries, value, atoms,     atom_index,      step,
                         lambdas, taus,  shrinkage, receptive_field, false};
   problem.check();
   Tensor residual = torch::stable::new_empty(queries, problem.rows());
   Tensor history = torch::stable::new_empty(queries, problem.history());
-  Tensor peak = torch::stable::new_empty(queries, sizes(scale), ScalarType::Long);
+  Tensor peak = torch::stable::new_empty(queries, sizes(value), ScalarType::Long);
   with_dtype(queries, [&](auto real) {
     using Real = decltype(real);
     if constexpr (std::is_floating_point_v<Real>) {
@@ -93,10 +95,11 @@ std::tuple<Tensor, Tensor, Tensor> istc_relative(const Tensor& queries, const Te
       p.residual = write<Real>(residual);
       p.history = write<Real>(history);
       p.peak = write<int64_t>(peak);
+      p.peak_value = write<Real>(value);
       FSAD_CPU_CALL(istc_forward, p);
     }
   });
-  return {residual, history, peak};
+  return {residual, history, peak, value};
 }
 
 // What the two reverse passes return of their own accord, and the parameters they share.
@@ -244,7 +247,7 @@ STABLE_TORCH_LIBRARY(fsad, m) {
       "int receptive_field, bool allow_tf32, bool need_atoms) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "istc_relative(Tensor queries, Tensor atoms, Tensor? atom_index, Tensor step, float[] lambdas, "
-      "float[] taus, int shrinkage, int receptive_field) -> (Tensor, Tensor, Tensor)");
+      "float[] taus, int shrinkage, int receptive_field) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("peak_atom(Tensor queries, Tensor atoms, Tensor? atom_index, int receptive_field) -> Tensor");
   m.def(
       "path(Tensor queries, Tensor atoms, Tensor? atom_index, int iterations, int receptive_field, "

@@ -9,8 +9,8 @@ scale s. Its derivative ``istc_energy_backward`` knows that the residual's gradi
 residual: differentiated again, as in every step of a Langevin chain, it takes one reverse pass, not two.
 
 ``istc_relative`` finds the scale of relative thresholds, 1 / max|ηDᵀz|, on its way: the inner products of the
-search serve as those of the first step. It names the atom of that maximum, from which the scale is made once
-more so that it can be differentiated; ``istc_energy`` then takes what is known, and only differentiates it.
+search serve as those of the first step. It returns the maximum, and names the atom that has it, from which
+derivatives are made; ``istc_energy`` then takes what is known, and only differentiates it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def _(queries, scale, atoms, atom_index, step, lambdas, taus, shrinkage, recepti
 def _(queries, atoms, atom_index, step, lambdas, taus, shrinkage, receptive_field):
     rows = _rows(queries, receptive_field)
     history = queries.new_empty((len(lambdas) - 1, *rows))
-    return queries.new_empty(rows), history, queries.new_empty(rows[:2], dtype=torch.int64)
+    atom, value = queries.new_empty(rows[:2], dtype=torch.int64), queries.new_empty(rows[:2])
+    return queries.new_empty(rows), history, atom, value
 
 
 @torch.library.register_fake("fsad::istc_energy")

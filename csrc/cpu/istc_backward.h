@@ -10,8 +10,8 @@ inline namespace FSAD_ISA {
 // them if the dictionary gradient is wanted.
 template <class Real>
 struct BackwardArrays {
-  Real *patches, *scale, *columns;
-  Real *residuals, *adjoints, *bar;  // tiles (d × lanes): ηr_0 … ηr_{N−1}, −h_0 … −h_N, z̄
+  Real *patches, *stepped, *scale, *columns;  // x, ηx
+  Real *residuals, *adjoints, *bar;           // tiles (d × lanes): ηr_0 … ηr_{N−1}, −h_0 … −h_N, z̄
   AtomSide<Real> side;
   int first_slope;
 
@@ -19,6 +19,7 @@ struct BackwardArrays {
 
   BackwardArrays(Carver<Real>& carver, const IstcBackward<Real>& p, int64_t lanes)
       : patches(carver.take(tile_numbers<Real>(p.width, lanes))),
+        stepped(carver.take(tile_numbers<Real>(p.width, lanes))),
         scale(carver.take(lanes)),
         columns(carver.take(Diagonals<Real>::group_size(p, lanes))),
         residuals(carver.take(p.iterations * tile_numbers<Real>(p.width, lanes))),
@@ -54,6 +55,7 @@ void backward_group(const IstcBackward<Real>& p, const Stream<Real>& stream, int
   gather_queries(panels, p.query_map, p.query_map.data + task * p.query_map.task_size(), first, own.patches);
   load_scale(p, p.scale, task, first, panels, own.scale);
   load_residuals(p, task, first, panels, own.patches, own.scale, own.residuals);
+  scale_tile(own.patches, p.step[task], tile_size, own.stepped);
   load_rows(panels, p.grad_residual + (task * p.queries + first) * p.width, p.width,
             own.adjoints + p.iterations * tile_size);
   scale_tile(own.adjoints + p.iterations * tile_size, Real(-1), tile_size,
@@ -69,14 +71,14 @@ void backward_group(const IstcBackward<Real>& p, const Stream<Real>& stream, int
       Real* codes = p.grad_atoms ? own.codes(m) + tile.at() : alpha;
       const Real lambda = p.lambda[m], tau = p.tau[m];
       if (m > 0) {
-        tile.products(tile.atoms, own.residuals + m * tile_size, slopes, false);
+        std::copy_n(alpha, tile.size(),
+                    slopes);  // parts of the depth are added to it, as in the forward pass
+        tile.products(tile.atoms, own.residuals + m * tile_size, slopes, true);
       } else {
-        tile.first_products(diagonals, own.residuals, p.step[task], own.scale, slopes);
+        tile.first_products(diagonals, own.stepped, p.step[task], own.scale, slopes);
       }
       for_each_vector<Real>(tile.size(), [&](int64_t i) {
-        Vector<Real> u = load(slopes + i);
-        if (m > 0) u += load(alpha + i);
-        const auto shrunk = shrink<shrinkage>(u, lambda, tau);
+        const auto shrunk = shrink<shrinkage>(load(slopes + i), lambda, tau);
         store(alpha + i, shrunk.value);
         store(codes + i, shrunk.value);
         store(slopes + i, shrunk.first);

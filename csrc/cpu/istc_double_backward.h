@@ -13,6 +13,7 @@ inline namespace FSAD_ISA {
 template <class Real>
 struct DualArrays {
   Real *patches, *patch_tangents, *scale, *scale_tangent, *factor;
+  Real *stepped, *columns;  // ηx
   Real* query_tangent;
   Real *residuals, *residual_tangents;  // tiles: ηr_0 … ηr_{N−1} and ηṙ_0 … ηṙ_{N−1}, then ṙ_N
   Real* adjoints;                       // pairs of tiles: −r'_0, −ṙ'_0, −r'_1, … −ṙ'_N
@@ -28,6 +29,8 @@ struct DualArrays {
         scale(carver.take(lanes)),
         scale_tangent(carver.take(lanes)),
         factor(carver.take(lanes)),
+        stepped(carver.take(tile_numbers<Real>(p.width, lanes))),
+        columns(carver.take(Diagonals<Real>::group_size(p, lanes))),
         query_tangent(carver.take(tile_numbers<Real>(p.width, lanes))),
         residuals(carver.take(p.iterations * tile_numbers<Real>(p.width, lanes))),
         residual_tangents(carver.take((p.iterations + 1) * tile_numbers<Real>(p.width, lanes))),
@@ -46,9 +49,11 @@ struct DualArrays {
 
 // u̇_m = α̇_m + η(Dᵀṙ_m + Ḋᵀr_m);  α̇_{m+1} = σ'(u_m) u̇_m;  ṙ_{m+1} = ż − Dα̇_{m+1} − Ḋα_{m+1}.
 template <class Real, Shrinkage shrinkage>
-void differentiate(const IstcDoubleBackward<Real>& p, const Stream<Real>& stream, int64_t task,
+void differentiate(const IstcDoubleBackward<Real>& p, const Stream<Real>& stream, int64_t task, int64_t first,
                    const Panels<Real>& panels, const DualArrays<Real>& own) {
   const int64_t tile_size = panels.size(p.width);
+  const auto diagonals = Diagonals<Real>::of(p, task, first, panels, own.columns);
+  scale_tile(own.patches, p.step[task], tile_size, own.stepped);
   scale_tile(own.query_tangent, p.step[task], tile_size, own.residual_tangents);
   for (int m = 0; m < p.iterations; ++m) {
     const Real* residual = own.residuals + m * tile_size;
@@ -65,7 +70,11 @@ void differentiate(const IstcDoubleBackward<Real>& p, const Stream<Real>& stream
           store(dot + i, shrunk.first * load(dot_before + i));
         });
       }
-      tile.products(tile.atoms, residual, u, m > 0);
+      if (m > 0) {
+        tile.products(tile.atoms, residual, u, true);
+      } else {
+        tile.first_products(diagonals, own.stepped, p.step[task], own.scale, u);
+      }
       tile.products(tile.atoms, tangent, dot, m > 0);
       if (p.tangent_atoms) tile.products(tile.tangents, residual, dot, true);
       const Real lambda = p.lambda[m], tau = p.tau[m];
@@ -146,7 +155,7 @@ void double_backward_group(const IstcDoubleBackward<Real>& p, const Stream<Real>
   scale_lanes(panels, own.patch_tangents, own.scale, p.width, false, own.query_tangent);
   scale_lanes(panels, own.patches, own.scale_tangent, p.width, true, own.query_tangent);
 
-  differentiate<Real, shrinkage>(p, stream, task, panels, own);
+  differentiate<Real, shrinkage>(p, stream, task, first, panels, own);
   store_rows(panels, own.residual_tangents + p.iterations * tile_size, p.width,
              p.grad_grad_residual + row * p.width);
 

@@ -53,7 +53,9 @@ void find_scale(const IstcForward<Real>& p, const Stream<Real>& stream, int64_t 
     own.peaks.note(tile, own.codes + tile.at());
   });
   own.peaks.conclude(p, task, first, panels, p.peak, [&](int64_t q, Real peak) {
-    own.scale[q] = peak > 0 ? 1 / peak : Real(1);  // a patch of zeros has no scale
+    const Real value = peak > 0 ? peak : Real(1);  // a patch of zeros has no scale
+    p.peak_value[task * p.queries + first + q] = value;
+    own.scale[q] = 1 / value;
   });
 }
 
@@ -64,15 +66,14 @@ void forward_group(const IstcForward<Real>& p, const Stream<Real>& stream, int64
   const Real step = p.step[task];
   gather_queries(panels, p.query_map, p.query_map.data + task * p.query_map.task_size(), first, own.query);
   const auto diagonals = Diagonals<Real>::of(p, task, first, panels, own.columns);
+  scale_tile(own.query, step, tile_size, own.residual);
   if (p.peak) {
     std::fill_n(own.scale, panels.lanes, Real(1));
-    scale_tile(own.query, step, tile_size, own.residual);
     find_scale(p, stream, task, first, panels, diagonals, own);
   } else {
     load_scale(p, p.scale, task, first, panels, own.scale);
   }
   scale_lanes(panels, own.query, own.scale, p.width, false, own.query);
-  scale_tile(own.query, step, tile_size, own.residual);
 
   for (int m = 0; m < p.iterations; ++m) {
     const Real lambda = p.lambda[m], tau = p.tau[m], negligible = negligible_code<shrinkage>(lambda, tau);

@@ -70,12 +70,16 @@ struct Tile {
     });
   }
 
-  // S (atoms × lanes) = D X for the scaled query patches X = step · scale · patches, by diagonals if given.
-  void first_products(const std::optional<Diagonals<Real>>& diagonals, const Real* x, Real step,
+  // S (atoms × lanes) = step · scale · D X for query patches X, by diagonals if given, else from step · X.
+  // All passes take this one: what rounds alike in all of them is not amplified by the iteration.
+  void first_products(const std::optional<Diagonals<Real>>& diagonals, const Real* stepped, Real step,
                       const Real* scale, Real* s) const {
-    if (!diagonals) return products(atoms, x, s, false);
-    diagonals->products(first, count, ring, known, s);
-    for (int64_t i = 0; i < size(); ++i) s[i] *= step;
+    if (diagonals) {
+      diagonals->products(first, count, ring, known, s);
+      for (int64_t i = 0; i < size(); ++i) s[i] *= step;
+    } else {
+      products(atoms, stepped, s, false);
+    }
     scale_lanes(scale, s);
   }
 

@@ -177,13 +177,13 @@ def relative_energy(
     """
     check_floating("features", features, "support_features", support_features)
     check_maps(features, support_features, receptive_field, atom_index)
-    step, known = step_per_task(step, features), None
+    step, known, value = step_per_task(step, features), None, None
     if features.device.type == "cpu" and use_native(backend, support_features, atom_index, features):
         queries, atoms = channels_last(features), channels_last(support_features)
         index = None if atom_index is None else atom_index.contiguous()
         schedule = *check_schedule(lambdas, tau, shrinkage), SHRINKAGES.index(shrinkage)
         with torch.no_grad():
-            *known, atom = torch.ops.fsad.istc_relative(
+            *known, atom, value = torch.ops.fsad.istc_relative(
                 queries, atoms, index, step, *schedule, receptive_field
             )
         correlation = patches.inner_products(queries, atoms, atom, receptive_field).abs()
@@ -192,10 +192,12 @@ def relative_energy(
         correlation = peak_correlation(features, support_features, **where, backend=backend)
     peak = step[:, None] * correlation
     peak = torch.where(peak > 0, peak, torch.ones_like(peak))
-    settings = receptive_field, atom_index, peak.reciprocal(), step, tau, shrinkage, backend
+    # To the last bit the q that the residual is known for: the iteration would amplify another rounding.
+    found = peak if value is None else peak + (value - peak).detach()
+    settings = receptive_field, atom_index, found.reciprocal(), step, tau, shrinkage, backend
     residual, energy = _sparse_code(features, support_features, lambdas, *settings, True, known)
     tasks, images, _, height, width = features.shape
-    return residual * peak.view(tasks, images, 1, height, width), energy, peak
+    return residual * found.view(tasks, images, 1, height, width), energy, peak
 
 
 def _sparse_code(
