@@ -29,6 +29,8 @@ from fsad.arguments import (
 )
 from fsad.errors import InputError
 
+WORTH_TURNING = 1 << 16  # numbers of a map, from which on a call for each map costs less than it saves
+
 
 def sigshrink(u: Tensor, lam: float, tau: float) -> Tensor:
     """SigShrink (eq. 9), u · sigmoid(τ(|u| − λ)), elementwise and smooth.
@@ -297,4 +299,9 @@ def _allow_tf32(features: Tensor) -> bool:
 
 def channels_last(maps: Tensor) -> Tensor:
     """(T, B, c, h, w) -> contiguous (T, B, h, w, c); free when the memory already is channels-last."""
-    return maps.movedim(2, -1).contiguous()
+    rows = maps.movedim(2, -1)
+    if rows.is_contiguous() or maps[:1, :1].numel() < WORTH_TURNING or torch.compiler.is_compiling():
+        return rows.contiguous()
+    # torch turns matrices several times as fast as it permutes dimensions.
+    turned = [each.flatten(1).mT.contiguous() for each in maps.flatten(0, 1)]
+    return (turned[0] if len(turned) == 1 else torch.cat(turned)).view(rows.shape)

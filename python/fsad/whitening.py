@@ -40,5 +40,5 @@ def apply(matrix: Tensor, maps: Tensor) -> Tensor:
 
     The result lies channels-last in memory, as the kernels read it.
     """
-    rows = maps.movedim(2, -1).flatten(1, 3) @ matrix.mT
-    return rows.unflatten(1, (maps.shape[1], *maps.shape[3:])).movedim(-1, 2)
+    rows = maps.flatten(3).mT @ matrix[:, None].mT  # of either layout the product takes a view
+    return rows.unflatten(2, maps.shape[3:]).movedim(-1, 2)
