@@ -5,8 +5,9 @@
     python bench/report.py --only                   nothing; the report once more, from the last results
     python bench/report.py --quick                  few rounds and tiny sizes, to see that it runs
 
-Results stay as JSON in build/bench/, with the machine they come from. What ``--quick`` writes means nothing,
-and goes to build/bench/quick/ altogether.
+Results stay as JSON in build/bench/, with the machine they come from; unless all sections have some there,
+the report is written beside them, not over bench/REPORT.md. What ``--quick`` writes means nothing, and goes
+to build/bench/quick/ altogether.
 """
 
 from __future__ import annotations
@@ -58,6 +59,10 @@ def main() -> None:
         results.save(name, result, chosen.quick)
         print(SECTIONS[name].markdown(result, where / "plots"))
         print(f"{name}: {perf_counter() - start:.0f} s")
+    missing = [name for name in SECTIONS if results.load(name, chosen.quick) is None]
+    if missing:
+        where = results.folder(chosen.quick)
+        print(f"no results here of {', '.join(missing)}: bench/REPORT.md stays as it is")
     (where / "REPORT.md").write_text(assemble(chosen.quick, where / "plots"))
     print(f"written: {where / 'REPORT.md'}")
 

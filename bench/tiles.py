@@ -11,7 +11,7 @@ from measure import Times, interleave
 from pictures import SHOTS, default_backbone, default_layer, synthetic
 from problem import products
 
-TITLE = "Empty tiles on real features"
+TITLE = "Empty tiles on features of the default backbone"
 KINDS = ("disc", "weave")
 THRESHOLDS = ((0.05, 0.01), (0.5, 0.1), (0.8, 0.3), (0.9, 0.6), (0.99, 0.95))  # first and last, relative
 BLOCK = 64
