@@ -20,7 +20,7 @@ def test_a_sound_installation():
     assert facts["native"]["compiled"]["cpu"] and facts["native"]["used"]["cpu"].startswith("native")
     checked = {(c["device"], c["dtype"], c["kernel"]) for c in facts["checks"]}
     for dtype in ("float32", "float64"):
-        for kernel in ("forward", "backward", "double backward", "peak"):
+        for kernel in ("forward", "backward", "double backward", "peak", "relative"):
             assert ("cpu", dtype, kernel) in checked
     assert all(c["cases"] >= 9 and c["error"] <= c["allowed"] for c in facts["checks"])
     assert all(c["path"] and c["milliseconds"] > 0 for c in facts["checks"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from statistics import median
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -111,3 +112,20 @@ def test_float32_errs_little_with_relative_thresholds(atoms: int, width: int, st
         return [*values, *both_orders(energy.sum(), inputs)]
 
     check(results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sigshrink_is_right_to_a_few_units_in_the_last_place(dtype: torch.dtype) -> None:
+    """σ(u) alone: one atom (1, 1) codes (u, 0), whose residual then is −σ(u) in the second place.
+
+    Exponents τ(λ − u) are exact here, from −101 to 27, so what errs is e^x, 1/(1 + e^x) and a product. (Where λτ
+    is above 28, float32 leaves the smallest codes out.)
+    """
+    u = torch.arange(1, 128 * 64, dtype=torch.float64) / 64
+    queries = torch.stack([u, torch.zeros_like(u)], 1)
+    atom = torch.ones(1, 2, dtype=dtype)
+    residual = functional.istc(queries.to(dtype), atom, [27.0], step=1.0, tau=1.0, backend="native")
+    exponent = (27 - u).numpy().astype(np.longdouble)
+    truth = u.numpy() / (1 + np.exp(exponent))
+    errors = np.abs(-residual[:, 1].numpy().astype(np.longdouble) - truth) / truth
+    assert errors.max() < 5 * torch.finfo(dtype).eps

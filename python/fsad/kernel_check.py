@@ -22,11 +22,12 @@ from fsad import arguments, functional
 
 # Channels, then images, height and width of the queries and of the support; two tasks.
 SMALL = (7, (2, 6, 5), (3, 6, 5))
+WIDE = (32, (1, 9, 11), (3, 10, 9))  # l = 3: first products along diagonals, a depth of more than one part
 LARGE = (16, (1, 32, 32), (4, 32, 32))  # many tiles of a GPU's kernels, and something to time
 
 EPS = {torch.finfo(dtype).dtype: torch.finfo(dtype).eps for dtype in arguments.DTYPES} | {"tf32": 2.0**-10}
 PRECISIONS = {"cpu": ("float32", "float64"), "cuda": tuple(EPS)}
-SIZES = {"cpu": (SMALL,), "cuda": (SMALL, LARGE)}
+SIZES = {"cpu": (SMALL, WIDE), "cuda": (SMALL, LARGE)}
 Results = dict[str, tuple[list[Tensor], float]]  # of each kernel, and milliseconds
 
 
@@ -94,7 +95,11 @@ class _Problem:
         double = _timed(device, lambda: torch.autograd.grad(backward[0], (z, d), (v, d.detach())))
         with torch.no_grad():
             peak = _timed(device, lambda: [functional.peak_correlation(z, d, **options)])
-        return {"forward": forward, "backward": backward, "double backward": double, "peak": peak}
+            shares = (0.5, 0.4, 0.3, 0.2, 0.1)[: self.steps]
+            settings["tau"] = 30.0 if tau else None
+            relative = _timed(device, lambda: functional.relative_energy(z, d, shares, **settings))
+        every = {"forward": forward, "backward": backward, "double backward": double}
+        return every | {"peak": peak, "relative": relative}
 
 
 def cpu_milliseconds() -> float:
@@ -114,7 +119,7 @@ def cpu_milliseconds() -> float:
 def _problems(device: str) -> list[_Problem]:
     every = [_Problem(*c) for c in product(SIZES[device], (1, 3, 5), (3, 5), arguments.SHRINKAGES)]
     # Soft shrinkage's derivative jumps at the threshold, which one of millions of codes crosses by rounding.
-    return [problem for problem in every if problem.size != LARGE or problem.shrinkage != "soft"]
+    return [problem for problem in every if problem.size == SMALL or problem.shrinkage != "soft"]
 
 
 def _on_tensor_cores(precision: str) -> bool:
