@@ -1,4 +1,4 @@
-"""What moves detection: one setting of the sparse coding changed at a time, on the default backbone.
+"""What moves detection: one setting changed at a time, on the default backbone.
 
     python bench/settings.py elpv folders=MAGNETIC_TILE ... [--draws 3]
 
@@ -9,34 +9,81 @@ and the mean pixel AP of those with masks.
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from pictures import SHOTS, SIZE, default_backbone, default_layer
 from product import features
 from torch import Tensor
 
+from fsad import frames
+from fsad.baselines import Mahalanobis, SparseCoding
 from fsad.datasets import Category, load, read_mask
 from fsad.evaluate import drawn
 from fsad.frames import score_maps
 from fsad.metrics import PixelMetrics, image_metrics
+from fsad.whitening import unit_length
 
-CHANGES: dict[str, dict[str, Any]] = {
-    "default": {},
-    "ridge 1": {"ridge": 1.0},
-    "ridge 5": {"ridge": 5.0},
-    "ridge 100": {"ridge": 100.0},
-    "not whitened, η = 1/‖D‖₂²": {"step": "lipschitz"},
-    "1,024 atoms": {"max_atoms": 1024},
-    "64 atoms": {"max_atoms": 64},
-    "receptive field 3": {"receptive_field": 3},
-    "1 step": {"iterations": 1},
-    "6 steps": {"iterations": 6},
-    "λ from 0.8 to 0.3": {"lambda_max": 0.8, "lambda_min": 0.3},
-    "λ from 0.3 to 0.03": {"lambda_max": 0.3, "lambda_min": 0.03},
-    "soft shrinkage": {"shrinkage": "soft"},
-    "no shrinkage": {"shrinkage": "none"},
+
+@dataclass(frozen=True)
+class Change:
+    """What differs from the default."""
+
+    layer: dict[str, Any] = field(default_factory=dict)  # settings of the sparse coding
+    channels: tuple[int | None, int | None] = (None, None)  # what it sees, from and to
+    centred: bool = (
+        False  # unit vectors less their mean over the support, as Mahalanobis' distance takes them
+    )
+    pooling: dict[str, float] = field(default_factory=dict)  # constants of ``fsad.frames``
+    baseline: bool = False  # Mahalanobis' distance in its place
+
+    def energies(self, normal: Tensor, test: Tensor) -> Tensor:
+        """After adapting to the features of normal pictures (K, c, h, w): (B, c, h, w) -> (B, h, w)."""
+        seen = slice(*self.channels)
+        normal, test = normal[:, seen], test[:, seen]
+        settings = dict(self.layer)
+        if self.centred:
+            normal, test = unit_length(normal, 1), unit_length(test, 1)
+            mean_vector = normal.mean((0, 2, 3), keepdim=True)
+            normal, test = normal - mean_vector, test - mean_vector
+            settings["normalize"] = False
+        method = Mahalanobis() if self.baseline else SparseCoding(default_layer(**settings))
+        method.fit(normal)
+        return torch.cat([method.score_map(part) for part in test.split(8)])
+
+
+FIRST_LEVEL = 40  # channels of the backbone's block 4; the others are those of block 10
+CHANGES = {
+    "default": Change(),
+    "ridge 1": Change({"ridge": 1.0}),
+    "ridge 5": Change({"ridge": 5.0}),
+    "ridge 100": Change({"ridge": 100.0}),
+    "not whitened, η = 1/‖D‖₂²": Change({"step": "lipschitz"}),
+    "1,024 atoms": Change({"max_atoms": 1024}),
+    "64 atoms": Change({"max_atoms": 64}),
+    "receptive field 3": Change({"receptive_field": 3}),
+    "1 step": Change({"iterations": 1}),
+    "6 steps": Change({"iterations": 6}),
+    "λ from 0.8 to 0.3": Change({"lambda_max": 0.8, "lambda_min": 0.3}),
+    "λ from 0.3 to 0.03": Change({"lambda_max": 0.3, "lambda_min": 0.03}),
+    "soft shrinkage": Change({"shrinkage": "soft"}),
+    "no shrinkage": Change({"shrinkage": "none"}),
+    "block 4 alone": Change(channels=(None, FIRST_LEVEL)),
+    "block 10 alone": Change(channels=(FIRST_LEVEL, None)),
+    "Gaussian of 2 px": Change(pooling={"SMOOTHING": 2 / 256}),
+    "Gaussian of 8 px": Change(pooling={"SMOOTHING": 8 / 256}),
+    "score: mean of the top 0.1 %": Change(pooling={"TOP_SHARE": 0.001}),
+    "score: mean of the top 10 %": Change(pooling={"TOP_SHARE": 0.1}),
+    "centred": Change(centred=True),
+    "centred, ridge 100": Change({"ridge": 100.0}, centred=True),
+    "centred, ridge 100, 1 step": Change({"ridge": 100.0, "iterations": 1}, centred=True),
+    "Mahalanobis' distance": Change(baseline=True),
+    "Mahalanobis' distance, Gaussian of 2 px": Change(baseline=True, pooling={"SMOOTHING": 2 / 256}),
+    "Mahalanobis' distance, Gaussian of 8 px": Change(baseline=True, pooling={"SMOOTHING": 8 / 256}),
+    "Mahalanobis' distance, block 4 alone": Change(baseline=True, channels=(None, FIRST_LEVEL)),
 }
 
 
@@ -65,11 +112,12 @@ def judge(category: Category, draws: int) -> dict[str, dict[str, float]]:
     normal = features(backbone, category.normal)
     test = features(backbone, [picture.source for picture in category.test])
     results = {}
-    for name, changes in CHANGES.items():
+    for name, change in CHANGES.items():
         each = []
         for draw in range(draws):
-            layer = default_layer(**changes).adapt(normal[drawn(category, SHOTS, draw)])
-            each.append(metrics(category, torch.cat([layer(part).energy for part in test.split(8)]), truth))
+            energies = change.energies(normal[drawn(category, SHOTS, draw)], test)
+            with patch.dict(vars(frames), change.pooling):
+                each.append(metrics(category, energies, truth))
         results[name] = {metric: mean(one[metric] for one in each) for metric in each[0]}
         print(f"  {category.name}, {name}: {results[name]['image AUROC']:.4f}", flush=True)
     return results
