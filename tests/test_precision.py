@@ -118,8 +118,8 @@ def test_float32_errs_little_with_relative_thresholds(atoms: int, width: int, st
 def test_sigshrink_is_right_to_a_few_units_in_the_last_place(dtype: torch.dtype) -> None:
     """σ(u) alone: one atom (1, 1) codes (u, 0), whose residual then is −σ(u) in the second place.
 
-    Exponents τ(λ − u) are exact here, from −101 to 27, so what errs is e^x, 1/(1 + e^x) and a product. (With λτ
-    above 28 float32 leaves the smallest codes out.)
+    Exponents τ(λ − u) are exact here, from −101 to 27, so what errs is e^x, 1/(1 + e^x) and a product.
+    (With λτ above 28 float32 leaves the smallest codes out.)
     """
     u = torch.arange(1, 128 * 64, dtype=torch.float64) / 64
     queries = torch.stack([u, torch.zeros_like(u)], 1)
