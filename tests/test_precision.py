@@ -114,6 +114,22 @@ def test_float32_errs_little_with_relative_thresholds(atoms: int, width: int, st
     check(results)
 
 
+@pytest.mark.parametrize("atoms", [1, 2, 5, 8])
+@pytest.mark.parametrize("width", [64, 152, 256])
+def test_float32_errs_little_over_few_atoms_of_one_sign(atoms: int, width: int) -> None:
+    """Sums of products of one sign, whose roundings grow with their length."""
+
+    def results(backend: str, dtype: torch.dtype, seed: int) -> list[Tensor]:
+        queries, dictionary = draw(64, width, seed=seed).abs(), draw(atoms, width, seed=seed + DRAWS).abs()
+        step = float(1 / torch.linalg.matrix_norm(dictionary, 2) ** 2)
+        lambdas = thresholds(step * (queries @ dictionary.mT), 3)
+        inputs = tuple(each.to(dtype).requires_grad_() for each in (queries, dictionary))
+        residual = functional.istc(*inputs, lambdas, step=step, tau=10 / lambdas[-1], backend=backend)
+        return [residual.detach().double(), *both_orders(residual.square().sum(), inputs)]
+
+    check(results)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sigshrink_is_right_to_a_few_units_in_the_last_place(dtype: torch.dtype) -> None:
     """σ(u) alone: one atom (1, 1) codes (u, 0), whose residual then is −σ(u) in the second place.

@@ -40,7 +40,7 @@ template <class Real>
 struct Tile {
   int64_t first, count;  // atoms
   const Panels<Real>& panels;
-  int64_t width;
+  int64_t width, depth;  // of an atom, and of the parts that products over it take
   Rows<Real> atoms, tangents;
   Real* const* local;
   Real* sums;  // where this tile's weighted sums go
@@ -56,15 +56,15 @@ struct Tile {
     panels.for_each(width, [&](int64_t panel, int64_t lane, int64_t columns) {
       if (columns == 1)
         return inner_products<Real>(count, rows, width, x + panel, {s + lane, lanes, accumulate});
-      for (int64_t start = 0; start < width; start += kDepth) {
-        const int64_t depth = std::min(kDepth, width - start);
+      for (int64_t start = 0; start < width; start += depth) {
+        const int64_t length = std::min(depth, width - start);
         const Rows<Real> part{rows.data + start, rows.stride};
         const Real* x_part = x + panel + start * columns;
         const Target<Real> target{s + lane, lanes, accumulate || start > 0};
         if (columns == kBlock<Real>) {
-          right_product<Real, 2>(count, part, depth, 1, x_part, columns, target);
+          right_product<Real, 2>(count, part, length, 1, x_part, columns, target);
         } else {
-          right_product<Real, 1>(count, part, depth, 1, x_part, columns, target);
+          right_product<Real, 1>(count, part, length, 1, x_part, columns, target);
         }
       }
     });
@@ -207,7 +207,8 @@ class Stream {
       const int64_t count = std::min(step, last - first);
       const Rows<Real> rows = atoms.rows(task, first, count);
       const Rows<Real> dotted = has_tangents_ ? tangents.rows(task, first, count) : Rows<Real>{};
-      rule(Tile<Real>{first, count, panels, p.width, rows, dotted, own.local, sums, own.ring, known});
+      rule(Tile<Real>{first, count, panels, p.width, plan.depth, rows, dotted, own.local, sums, own.ring,
+                      known});
     }
   }
 

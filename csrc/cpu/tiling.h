@@ -17,6 +17,10 @@ inline int64_t tile_atoms(int64_t width) { return width <= 256 ? kMostAtoms : kM
 // cache.
 constexpr int64_t kDepth = 256;
 
+// Where atoms are few, shorter parts: of vectors of one sign a long sum's roundings grow with its length,
+// which the codes of many atoms would hide, and time is no matter.
+constexpr int64_t kFewAtoms = 16, kShortDepth = 32;
+
 // Lanes of a group of queries. Atoms come from the outer caches once a group, so more is better, but the
 // group's own numbers (arrays × k × lanes) should not all go out to memory. With a dictionary gradient twice
 // as many: each group also reads and writes all of its sum (k × d).
@@ -36,6 +40,7 @@ struct Plan {
   int64_t lanes, groups;  // queries of a group, groups of a task
   int64_t splits;         // of the atoms; with more than one, groups come one after the other
   int64_t grain;          // groups that one thread takes at least
+  int64_t depth;          // of a part of a product
   bool single;
 
   // `arrays`: of k × lanes numbers, what a group keeps.
@@ -44,6 +49,7 @@ struct Plan {
     const int64_t panels = std::max<int64_t>(tasks * (round_up(queries, block) / block), 1);
     const int64_t work = std::max<int64_t>(atoms * width, 1);
     single = Panels<Real>::are_single(queries);
+    depth = atoms <= kFewAtoms ? kShortDepth : kDepth;
     // A single query waits for the atoms' memory as long as several would compute.
     const int64_t tiles = atoms / (2 * tile_atoms(width)),
                   worth = work * std::clamp(queries, kLeastLanes, kMostLanes) / kThreadWork;
