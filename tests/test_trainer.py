@@ -27,6 +27,7 @@ from fsad.networks import SmallResNet, load_network, save_network
 from fsad.recipe import Recipe, run
 from fsad.sparse_coding import SparseCodingLayer
 from fsad.trainer import EpisodicTrainer, Schedule
+from fsad.training_log import TrainingLog
 
 TINY = {"shots": 2, "queries": 2, "size": 16}
 
@@ -299,6 +300,7 @@ def test_the_setting_of_the_paper_trains_at_a_temperature(tmp_path):
         ('sparse_coding={"lambda_max":"a"}', "cannot use sparse_coding="),
         ('architecture={"foo":3}', "cannot use architecture=.*unexpected keyword argument 'foo'"),
         ('architecture={"width":"a"}', "cannot use architecture="),
+        ('architecture={"stride":4.0}', "stride 4 or 8, got 32 and 4.0"),
         ('architecture={"temperature":0}', "expected a temperature above 0, or None, got 0"),
         ("data=5", "data must be a list of strings, got 5"),
         ('corruptions="noise"', "corruptions must be a list of strings, got 'noise'"),
@@ -320,6 +322,24 @@ def test_wrong_recipes_are_named(change, message):
     with pytest.raises(InputError, match=message):
         recipe = Recipe.of({"procedural": 1}, [change])
         recipe.loss(), recipe.episodes()
+
+
+def test_a_seed_that_torch_cannot_take_is_named_by_both_methods():
+    for method in ("episodic", "maml-ae"):
+        with pytest.raises(InputError, match="cannot use"):
+            Recipe(
+                procedural=1,
+                method=method,
+                seed=10**23,
+                architecture={"name": "small_resnet", "seed": 10**23},
+            ).loss()
+
+
+@pytest.mark.parametrize("damage", [b"update,loss\n0,1\n1", b"update,loss\n0,abc\n", b"epoch,loss\n0,1\n"])
+def test_a_damaged_log_is_named(tmp_path, damage):
+    (tmp_path / "log.csv").write_bytes(damage)
+    with pytest.raises(InputError, match=r"log\.csv is damaged.*remove it to go on"):
+        TrainingLog(tmp_path, 2)
 
 
 def test_recipes_are_json_and_leave_categories_out(tmp_path):

@@ -52,7 +52,7 @@ class SmallResNet(nn.Module):
         super().__init__()
         if temperature is not None and not 0 < temperature < math.inf:
             raise InputError(f"expected a temperature above 0, or None, got {temperature}")
-        if width < 8 or width % 8 or stride not in (4, 8):
+        if width < 8 or width % 8 or type(stride) is not int or stride not in (4, 8):
             raise InputError(f"expected a width divisible by 8 and stride 4 or 8, got {width} and {stride}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -88,7 +88,7 @@ class Recipe:
     def loss(self) -> EpisodeLoss | MamlLoss:
         """The module to train, of untrained weights."""
         if self.method == "maml-ae":
-            return MamlLoss(networks.Autoencoder(seed=self.seed))
+            return MamlLoss(_made(networks.Autoencoder, "seed", {"seed": self.seed}))
         if self.method != "episodic":
             raise InputError(f"method must be one of {METHODS}, got {self.method!r}")
         layer = _made(SparseCodingLayer, "sparse_coding", self.sparse_coding)

@@ -179,7 +179,7 @@ class EpisodicTrainer:
                 log.flush()
             reason = " ".join(str(error).split()).rstrip(".")
             advice = "a smaller rate or step_size may help"
-            if self.checkpoint.exists():
+            if self.checkpoint.exists() and self.world == 1:  # another process may save what it has
                 advice += f"; the checkpoint in {self.folder} is from before"
             raise DivergedError(f"training diverged at update {self.update}: {reason}; {advice}") from error
         except Exception as error:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fsad.episodes import Episode
+from fsad.errors import InputError
 from fsad.figures import need_matplotlib, new_figure, write_png
 from fsad.model_file import replace_csv
 
@@ -30,9 +31,15 @@ class TrainingLog:
         need_matplotlib()  # an error now rather than after the first updates
         self.folder, self.rows = folder, list[dict[str, float]]()
         if (folder / "log.csv").exists():
-            with open(folder / "log.csv", newline="", encoding="utf-8") as file:
-                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-            self.rows = [row for row in rows if row["update"] < update]
+            try:
+                with open(folder / "log.csv", newline="", encoding="utf-8") as file:
+                    rows = [
+                        {name: float(value) for name, value in row.items()} for row in csv.DictReader(file)
+                    ]
+                self.rows = [row for row in rows if row["update"] < update]
+            except (TypeError, ValueError, KeyError) as error:  # cut off, or saved by another program
+                advice = "remove it to go on without the earlier rows"
+                raise InputError(f"{folder / 'log.csv'} is damaged ({error}); {advice}") from error
 
     def flush(self) -> None:
         """Write all rows, if there are any."""
