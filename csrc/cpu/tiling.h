@@ -17,8 +17,8 @@ inline int64_t tile_atoms(int64_t width) { return width <= 256 ? kMostAtoms : kM
 // cache.
 constexpr int64_t kDepth = 256;
 
-// Where atoms are few, shorter parts: of vectors of one sign a long sum's roundings grow with its length,
-// which the codes of many atoms would hide, and time is no matter.
+// Where atoms or queries are few, shorter parts: of vectors of one sign a long sum's roundings grow with its
+// length, and there plain PyTorch's own sums are short.
 constexpr int64_t kFewAtoms = 16, kShortDepth = 32;
 
 // Lanes of a group of queries. Atoms come from the outer caches once a group, so more is better, but the
@@ -49,7 +49,7 @@ struct Plan {
     const int64_t panels = std::max<int64_t>(tasks * (round_up(queries, block) / block), 1);
     const int64_t work = std::max<int64_t>(atoms * width, 1);
     single = Panels<Real>::are_single(queries);
-    depth = atoms <= kFewAtoms ? kShortDepth : kDepth;
+    depth = atoms <= kFewAtoms || queries <= kBlock<Real> ? kShortDepth : kDepth;
     // A single query waits for the atoms' memory as long as several would compute.
     const int64_t tiles = atoms / (2 * tile_atoms(width)),
                   worth = work * std::clamp(queries, kLeastLanes, kMostLanes) / kThreadWork;
