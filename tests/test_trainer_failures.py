@@ -17,7 +17,7 @@ from PIL import Image
 from test_trainer import log_of, make_trainer
 from torch import nn
 
-from fsad.episodes import ProceduralCategory
+from fsad.episodes import Episodes, ProceduralCategory
 from fsad.errors import DivergedError, InputError
 from fsad.model_file import read_model
 
@@ -88,6 +88,15 @@ def test_an_unreadable_picture_loses_nothing(tmp_path):
     assert read_model(trainer.checkpoint)[1]["update"] == 4
 
 
+def test_a_folder_named_like_a_library_is_no_lost_process(tmp_path, monkeypatch):
+    def unreadable(self, number):
+        raise InputError("gloomy/07.png: damaged")
+
+    monkeypatch.setattr(Episodes, "__getitem__", unreadable)
+    with pytest.raises(InputError, match="gloomy/07"):
+        make_trainer(tmp_path).train()
+
+
 def write_pictures(root, unreadable):
     """Two products of eight pictures, one of them cut off."""
     for name in ("bolt", "nut"):
@@ -117,24 +126,16 @@ def test_an_unreadable_picture_is_named_by_workers_too(tmp_path):
 def test_a_signal_to_the_whole_group_saves_first(tmp_path):
     """As Ctrl-C, ``timeout`` and many a scheduler send it: to the processes that prepare episodes too."""
     command = kill_training.command(tmp_path, 100_000, "--workers", "1")
-    command[command.index("--every") + 1] = "100000"
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, text=True)
-    time.sleep(1)
     waited = time.monotonic() + 120
-    while not children(process.pid) and time.monotonic() < waited:
-        time.sleep(0.1)  # the worker starts just before the first update
-    time.sleep(2)
+    while not (tmp_path / "checkpoint.safetensors").exists() and time.monotonic() < waited:
+        time.sleep(0.1)  # so that a worker is at work
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, errors
     assert "Traceback" not in errors
     saved = read_model(tmp_path / "checkpoint.safetensors")[1]
     assert saved["update"] == len(log_of(tmp_path)) > 0
-
-
-def children(pid):
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return file.read().split()
 
 
 SECOND_FAILS = """

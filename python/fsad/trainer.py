@@ -186,7 +186,8 @@ class EpisodicTrainer:
             if log is not None and self.update > 0:
                 log.flush()
                 self.save()
-            if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            of_gloo = type(error) is RuntimeError and "gloo" in str(error)  # which raises no class of its own
+            if isinstance(error, distributed.DistError) or of_gloo:
                 wrong = f"process {self.rank} lost another one at update {self.update}"
                 raise FsadError(f"{wrong}; mend what that one says and resume ({error})") from error
             raise
