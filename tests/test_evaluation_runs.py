@@ -181,12 +181,17 @@ def test_masks_that_cannot_be_right_are_named(tmp_path, suffix):
     with pytest.raises(InputError, match=rf"{mask.name} marks no pixel, but its picture counts as anomalous"):
         judge()
     assert not (tmp_path / "out").exists()
-    if suffix == "jpg":  # turned on its side by its orientation
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        Image.new("RGB", (50, 30)).save(picture.with_suffix(".jpg"), exif=exif)
-        lookalikes.mask(mask, 255, np.ones((50, 30)))
-        assert len(judge()) == 2
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned on its side
+    Image.new("RGB", (50, 30)).save(picture.with_suffix(f".{suffix}"), exif=exif)
+    lookalikes.mask(mask, 255, np.ones((50, 30)))
+    assert len(judge()) == 2
+
+
+def test_weights_judged_at_another_size_than_their_training_s_are_named(tmp_path):
+    own = protocol(backbones=("fsad-small",), methods=("ridge",), draws=1)
+    with pytest.warns(UserWarning, match="fsad-small was trained on pictures of 64 px, these have 32; give"):
+        run_evaluation([make_category()], own, tmp_path)
 
 
 def test_another_sparse_coding_is_another_run(tmp_path, monkeypatch):

@@ -19,14 +19,12 @@ from fsad.model_file import digest
 from fsad.networks import SHIPPED, SmallResNet, load_network
 from fsad.sparse_coding import DEFAULT_SETTINGS, SparseCodingLayer
 
-INPUT_SIZE = 256  # side of pictures for networks that were not trained here
-
 
 class Backbone(nn.Module):
     """A feature extractor with a name and a fingerprint of its weights.
 
-    ``sparse_coding`` are the settings of the layer it was trained with, None if it was not; ``input_size`` is
-    the side of the pictures that it suits.
+    ``sparse_coding`` are the settings of the layer it was trained with, ``input_size`` is the side of the
+    pictures of that training; None where there was none.
     """
 
     def __init__(
@@ -34,7 +32,7 @@ class Backbone(nn.Module):
         module: nn.Module,
         name: str,
         sparse_coding: dict[str, Any] | None = None,
-        input_size: int = INPUT_SIZE,
+        input_size: int | None = None,
     ) -> None:
         super().__init__()
         self.module, self.name = module, name
@@ -113,7 +111,7 @@ def load_backbone(name: str | nn.Module, *, pretrained: bool = True) -> Backbone
     if shipped.is_file() or name.endswith(".safetensors"):
         path = shipped if shipped.is_file() else Path(name).resolve()  # a saved model is used elsewhere too
         module, saved = load_network(path)
-        size = saved.get("training", {}).get("episodes", {}).get("size", INPUT_SIZE)
+        size = saved.get("training", {}).get("episodes", {}).get("size")
         return Backbone(module, name if path == shipped else str(path), saved["sparse_coding"], size)
     if name.startswith("timm:"):
         return Backbone(_TimmLevels(name.removeprefix("timm:"), pretrained), name)

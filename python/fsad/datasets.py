@@ -105,8 +105,9 @@ def check_masks(category: Category, size: int) -> None:
 def _shape(source: Any) -> tuple[int, ...]:
     """(H, W) of a picture; of a file, from its header if that tells."""
     with suppress(Exception), Image.open(source, formats=FORMATS) as image:
-        # To look for an orientation, which PNG files hardly ever have, would decode them.
-        if image.format == "PNG" or image.getexif().get(0x0112, 1) == 1:
+        # To ask a PNG file without such a chunk for its orientation would decode it.
+        upright = image.format == "PNG" and "exif" not in image.info
+        if upright or image.getexif().get(0x0112, 1) == 1:
             return image.height, image.width
     return read_picture(source).shape[:2]
 

@@ -24,6 +24,8 @@ from fsad.maml import Autoencoder
 from fsad.model_file import read_model, write_model
 from fsad.sparse_coding import SparseCodingLayer
 
+INPUT_SIZE = 256  # side of pictures, where neither the caller nor a training says it
+
 
 @dataclass(eq=False, repr=False)
 class FewShotDetector(OutlierMixin, BaseEstimator):
@@ -221,10 +223,9 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
 
     def _build(self, backbone: Backbone) -> None:
         """Check the parameters; make the model, not adapted yet, and read the mask."""
+        sides = {"input_size": self.input_size, "tile": self.tile}
         checks = {
-            "input_size": self.input_size is None
-            or (isinstance(self.input_size, int) and self.input_size > 0),
-            "tile": self.tile is None or (isinstance(self.tile, int) and self.tile > 0),
+            **{name: side is None or (isinstance(side, int) and side > 0) for name, side in sides.items()},
             "batch_size": isinstance(self.batch_size, int) and self.batch_size > 0,
             "map_kind": self.map_kind in MAP_KINDS,
             "false_alarm": 0 < self.false_alarm < 1,
@@ -235,7 +236,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         if isinstance(backbone.module, Autoencoder):
             wrong = f"{backbone.name} holds MAML-AE, which gives pictures rather than features"
             raise InputError(f"{wrong}; take weights that `fsad train` made without --method maml-ae")
-        self.input_size_ = self.input_size or backbone.input_size
+        self.input_size_ = self.input_size or backbone.input_size or INPUT_SIZE
         layer = self.sparse_coding or backbone.layer()
         model = AdaptiveEnergyModel(backbone, SparseCodingLayer(**layer.config()))
         self._device = usable_device(self.device)

@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -114,6 +115,11 @@ def run_evaluation(
         for name in {network for _, network, *_ in protocol.runs} - {NONE}:
             network = protocol.loaded.get(name) or load_backbone(name.replace("{category}", category.name))
             networks[name] = network.eval().requires_grad_(False)
+            if network.input_size not in (None, protocol.size):
+                trained = (
+                    f"{name} was trained on pictures of {network.input_size} px, these have {protocol.size}"
+                )
+                warnings.warn(f"{trained}; give --input-size {network.input_size} to judge it", stacklevel=2)
         runs = _runs(category, protocol, networks)
         paths = {run: folder / "runs" / f"{run.file}.json" for run in runs}
         with _emptied(folder / "runs" / "scratch") as scratch:
