@@ -1,6 +1,5 @@
 """FewShotDetector through its public face, with a tiny backbone and procedural pictures."""
 
-import copy
 import io
 
 import numpy as np
@@ -12,16 +11,6 @@ from sklearn.base import clone
 
 from fsad import FewShotDetector, SparseCodingLayer
 from fsad.errors import DivergedError, InputError, NotAdaptedError
-
-
-@pytest.fixture(scope="module")
-def adapted():
-    return make().fit(NORMAL)
-
-
-@pytest.fixture
-def detector(adapted):
-    return copy.deepcopy(adapted)
 
 
 def test_tells_bad_from_good(detector):

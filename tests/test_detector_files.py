@@ -13,16 +13,6 @@ from fsad.model_file import read_model, write_model
 from fsad.networks import save_network
 
 
-@pytest.fixture(scope="module")
-def adapted():
-    return make().fit(NORMAL)
-
-
-@pytest.fixture
-def detector(adapted):
-    return copy.deepcopy(adapted)
-
-
 def test_saved_and_loaded_detector_decides_alike(adapted, tmp_path):
     roi = np.ones((SIDE, SIDE), dtype=bool)
     roi[:8] = False
