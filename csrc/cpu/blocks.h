@@ -193,7 +193,7 @@ inline void weighted_rows(int64_t width, Rows<Real> a, const int* listed, int64_
     };
     int64_t i = 0;
     for (; i + kChains <= depth; i += kChains) {
-#pragma GCC unroll 8
+#pragma GCC unroll 4
       for (int chain = 0; chain < kChains; ++chain) add(i + chain, sum[chain]);
     }
     for (; i < depth; ++i) add(i, sum[0]);

@@ -71,8 +71,8 @@ void backward_group(const IstcBackward<Real>& p, const Stream<Real>& stream, int
       Real* codes = p.grad_atoms ? own.codes(m) + tile.at() : alpha;
       const Real lambda = p.lambda[m], tau = p.tau[m];
       if (m > 0) {
-        std::copy_n(alpha, tile.size(),
-                    slopes);  // parts of the depth are added to it, as in the forward pass
+        // Parts of the depth are added to the code, as in the forward pass.
+        std::copy_n(alpha, tile.size(), slopes);
         tile.products(tile.atoms, own.residuals + m * tile_size, slopes, true);
       } else {
         tile.first_products(diagonals, own.stepped, p.step[task], own.scale, slopes);
