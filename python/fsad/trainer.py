@@ -4,6 +4,7 @@ The state of a training is its weights, its optimizer's moments and the number o
 and noise depend on their numbers alone. So a resumed training goes on bit for bit as it would have.
 """
 
+import atexit
 import json
 import math
 import os
@@ -298,12 +299,19 @@ def _join_processes(name: str) -> tuple[int, int, torch.device]:
     if "WORLD_SIZE" in os.environ:
         if not distributed.is_initialized():
             distributed.init_process_group("gloo" if on_cpu else "nccl")
+            atexit.register(_leave_processes)
         rank, world = distributed.get_rank(), distributed.get_world_size()
     if on_cpu:
         return rank, world, torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
     torch.cuda.set_device(device)
     return rank, world, device
+
+
+def _leave_processes() -> None:
+    """Before the interpreter goes: threads of gloo that still hold a tensor then would abort the process."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
