@@ -46,16 +46,16 @@ PatchMap<Real> writable(const PatchMap<const Real>& map, Real* data) {
   return {data, map.images, map.height, map.width, map.channels, map.receptive_field};
 }
 
-// The patches that serve as atoms, tile by tile: where they lie if a patch is one row of the map, else
-// packed.
+// The patches that serve as atoms, tile by tile: packed into memory given for that, else where they lie.
 template <class Real>
 class AtomRows {
  public:
   AtomRows(const PatchMap<const Real>& map, const int64_t* index, int64_t atoms, int64_t width, Real* packed)
       : map_(map), index_(index), atoms_(atoms), width_(width), packed_(packed) {}
 
-  static bool are_packed(const PatchMap<const Real>& map, const int64_t* index, int64_t width) {
-    const bool conflicts = width * sizeof(Real) % 1024 == 0;
+  // `single`: for a single query every number of an atom is read once, wherever it lies.
+  static bool are_packed(const PatchMap<const Real>& map, const int64_t* index, int64_t width, bool single) {
+    const bool conflicts = width * sizeof(Real) % 1024 == 0 && !single;
     return index || map.receptive_field > 1 || conflicts;
   }
 
@@ -65,7 +65,7 @@ class AtomRows {
 
   Rows<Real> rows(int64_t task, int64_t first, int64_t count) const {
     const Real* maps = map_.data + task * map_.task_size();
-    if (!are_packed(map_, index_, width_)) return {maps + first * width_, width_};
+    if (!packed_) return {maps + first * width_, width_};
     const int64_t stride = packed_stride(width_);
     for (int64_t i = 0; i < count; ++i) {
       Real* row = packed_ + i * stride;

@@ -18,19 +18,17 @@ constexpr int kLocalArrays = 2, kSums = 2;
 // What one thread has of its own while atoms stream by.
 template <class Real>
 struct WorkerArrays {
-  Real *packed, *packed_tangents;  // tiles of atoms (atoms × d)
+  Real *packed, *packed_tangents;  // tiles of atoms (atoms × d), if they are packed
   Real* local[kLocalArrays];       // a rule's numbers for one tile (atoms × lanes)
-  Real* sums;                      // kSums tiles (d × lanes), if the atoms are split
   Real* ring;                      // see Diagonals
 
-  WorkerArrays(Carver<Real>& carver, const IstcProblem<Real>& p, int64_t lanes, bool has_tangents) {
-    const int64_t atoms = tile_atoms(p.width);
-    const bool are_packed = AtomRows<Real>::are_packed(p.atom_map, p.atom_index, p.width);
-    const int64_t tile = are_packed ? atoms * AtomRows<Real>::packed_stride(p.width) : 0;
-    packed = carver.take(tile);
-    packed_tangents = carver.take(has_tangents ? tile : 0);
+  WorkerArrays(Carver<Real>& carver, const IstcProblem<Real>& p, const Plan<Real>& plan, bool has_tangents) {
+    const int64_t atoms = tile_atoms(p.width), lanes = plan.lanes;
+    const bool are_packed = AtomRows<Real>::are_packed(p.atom_map, p.atom_index, p.width, plan.single);
+    const int64_t tile = atoms * AtomRows<Real>::packed_stride(p.width);
+    packed = are_packed ? carver.take(tile) : nullptr;
+    packed_tangents = are_packed && has_tangents ? carver.take(tile) : nullptr;
     for (Real*& array : local) array = carver.take(tile_numbers<Real>(atoms, lanes));
-    sums = carver.take(kSums * tile_numbers<Real>(p.width, lanes));
     ring = carver.take(Diagonals<Real>::worker_size(p, lanes));
   }
 };
@@ -137,7 +135,9 @@ class Stream {
         threads_(torch::stable::get_num_threads()),
         has_tangents_(tangent_atoms != nullptr),
         tangent_map_(problem.atom_map),
-        workers_(plan.splits > 1 ? plan.splits : threads_, problem, plan.lanes, has_tangents_) {
+        workers_(threads_, problem, plan, has_tangents_),
+        partial_size_(kSums * tile_numbers<Real>(problem.width, plan.lanes)),
+        partial_sums_(plan.splits > 1 ? plan.splits * partial_size_ : 0) {
     tangent_map_.data = tangent_atoms;
   }
 
@@ -174,7 +174,7 @@ class Stream {
   void sweep(int64_t task, const Panels<Real>& panels, int sums, Real* totals, Rule rule) const {
     const int64_t size = sums * panels.size(p.width);
     if (plan.splits == 1) {
-      stream(task, panels, 0, p.atoms, thread_index(), totals, size, rule);
+      stream(task, panels, 0, p.atoms, totals, size, rule);
       return;
     }
     parallel_for(plan.splits, 1, [&](int64_t begin, int64_t end) {
@@ -182,24 +182,23 @@ class Stream {
       for (int64_t split = begin; split < end; ++split) {
         const int64_t first = split * tiles / plan.splits * tile_atoms(p.width);
         const int64_t last = (split + 1) * tiles / plan.splits * tile_atoms(p.width);
-        stream(task, panels, first, std::min(last, p.atoms), split, nullptr, size, rule);
+        stream(task, panels, first, std::min(last, p.atoms), partial_sums(split), size, rule);
       }
     });
     std::fill_n(totals, size, Real(0));
     for (int64_t split = 0; split < plan.splits; ++split) {
-      const Real* partial = workers_.at(split, p, plan.lanes, has_tangents_).sums;
+      const Real* partial = partial_sums(split);
       for (int64_t i = 0; i < size; ++i) totals[i] += partial[i];
     }
   }
 
  private:
   template <class Rule>
-  void stream(int64_t task, const Panels<Real>& panels, int64_t first, int64_t last, int64_t worker,
-              Real* sums, int64_t size, Rule rule) const {
-    const WorkerArrays<Real> own = workers_.at(worker, p, plan.lanes, has_tangents_);
+  void stream(int64_t task, const Panels<Real>& panels, int64_t first, int64_t last, Real* sums, int64_t size,
+              Rule rule) const {
+    const WorkerArrays<Real> own = workers_.at(thread_index(), p, plan, has_tangents_);
     const AtomRows<Real> atoms(p.atom_map, p.atom_index, p.atoms, p.width, own.packed);
     const AtomRows<Real> tangents(tangent_map_, p.atom_index, p.atoms, p.width, own.packed_tangents);
-    if (!sums) sums = own.sums;
     std::fill_n(sums, size, Real(0));
     const int64_t step = tile_atoms(p.width);
     int64_t known = -1;
@@ -212,10 +211,15 @@ class Stream {
     }
   }
 
+  // Weighted sums of one part of the atoms: kSums tiles (d × lanes).
+  Real* partial_sums(int64_t split) const { return partial_sums_.get() + split * partial_size_; }
+
   int64_t threads_;
   bool has_tangents_;
   PatchMap<const Real> tangent_map_;
   Slots<Real, WorkerArrays<Real>> workers_;
+  int64_t partial_size_;
+  Buffer<Real> partial_sums_;
 };
 
 // Calls body(shrinkage tag) with the shrinkage as a compile-time constant.

@@ -24,7 +24,7 @@ constexpr int64_t kFewAtoms = 16, kShortDepth = 32;
 // Lanes of a group of queries. Atoms come from the outer caches once a group, so more is better, but the
 // group's own numbers (arrays × k × lanes) should not all go out to memory. With a dictionary gradient twice
 // as many: each group also reads and writes all of its sum (k × d).
-constexpr int64_t kMostLanes = 64, kLeastLanes = 4;
+constexpr int64_t kMostLanes = 64, kLeastLanes = 8;
 constexpr int64_t kGroupBytes = int64_t(4) << 20;
 
 // Multiply-adds below which work is not handed to a further thread: some 10 µs.
@@ -57,6 +57,7 @@ struct Plan {
     const int64_t affordable =
         (sums_over_queries ? 2 : 1) * kGroupBytes / (std::max<int64_t>(arrays * atoms, 1) * sizeof(Real));
     lanes = std::clamp(affordable / block * block, block, kMostLanes);
+    lanes = std::min(lanes, single ? std::max<int64_t>(queries, 1) : round_up(queries, block));
     if (splits == 1) {
       const int64_t wanted = sums_over_queries ? kFewPanels : 2 * int64_t(torch::stable::get_num_threads());
       while (lanes > block && tasks * ((queries + lanes - 1) / lanes) < wanted) lanes -= block;

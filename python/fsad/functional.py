@@ -300,7 +300,7 @@ def _allow_tf32(features: Tensor) -> bool:
 def channels_last(maps: Tensor) -> Tensor:
     """(T, B, c, h, w) -> contiguous (T, B, h, w, c); free when the memory already is channels-last."""
     rows = maps.movedim(2, -1)
-    if rows.is_contiguous() or maps[:1, :1].numel() < WORTH_TURNING or torch.compiler.is_compiling():
+    if rows.is_contiguous() or maps.shape[2:].numel() < WORTH_TURNING or torch.compiler.is_compiling():
         return rows.contiguous()
     # torch turns matrices several times as fast as it permutes dimensions.
     turned = [each.flatten(1).mT.contiguous() for each in maps.flatten(0, 1)]
