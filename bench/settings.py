@@ -25,7 +25,6 @@ from fsad.datasets import Category, load, read_mask
 from fsad.evaluate import drawn
 from fsad.frames import score_maps
 from fsad.metrics import PixelMetrics, image_metrics
-from fsad.whitening import unit_length
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,6 @@ class Change:
 
     layer: dict[str, Any] = field(default_factory=dict)  # settings of the sparse coding
     channels: tuple[int | None, int | None] = (None, None)  # what it sees, from and to
-    centred: bool = (
-        False  # unit vectors less their mean over the support, as Mahalanobis' distance takes them
-    )
     pooling: dict[str, float] = field(default_factory=dict)  # constants of ``fsad.frames``
     baseline: bool = False  # Mahalanobis' distance in its place
 
@@ -44,13 +40,7 @@ class Change:
         """After adapting to the features of normal pictures (K, c, h, w): (B, c, h, w) -> (B, h, w)."""
         seen = slice(*self.channels)
         normal, test = normal[:, seen], test[:, seen]
-        settings = dict(self.layer)
-        if self.centred:
-            normal, test = unit_length(normal, 1), unit_length(test, 1)
-            mean_vector = normal.mean((0, 2, 3), keepdim=True)
-            normal, test = normal - mean_vector, test - mean_vector
-            settings["normalize"] = False
-        method = Mahalanobis() if self.baseline else SparseCoding(default_layer(**settings))
+        method = Mahalanobis() if self.baseline else SparseCoding(default_layer(**self.layer))
         method.fit(normal)
         return torch.cat([method.score_map(part) for part in test.split(8)])
 
@@ -58,14 +48,18 @@ class Change:
 FIRST_LEVEL = 40  # channels of the backbone's block 4; the others are those of block 10
 CHANGES = {
     "default": Change(),
+    "not centred": Change({"center": False}),
+    "not centred, ridge 20, 3 steps": Change({"center": False, "ridge": 20.0, "iterations": 3}),
     "ridge 1": Change({"ridge": 1.0}),
     "ridge 5": Change({"ridge": 5.0}),
-    "ridge 100": Change({"ridge": 100.0}),
+    "ridge 20": Change({"ridge": 20.0}),
+    "ridge 1,000": Change({"ridge": 1000.0}),
     "not whitened, η = 1/‖D‖₂²": Change({"step": "lipschitz"}),
     "1,024 atoms": Change({"max_atoms": 1024}),
     "64 atoms": Change({"max_atoms": 64}),
     "receptive field 3": Change({"receptive_field": 3}),
     "1 step": Change({"iterations": 1}),
+    "3 steps": Change({"iterations": 3}),
     "6 steps": Change({"iterations": 6}),
     "λ from 0.8 to 0.3": Change({"lambda_max": 0.8, "lambda_min": 0.3}),
     "λ from 0.3 to 0.03": Change({"lambda_max": 0.3, "lambda_min": 0.03}),
@@ -77,9 +71,6 @@ CHANGES = {
     "Gaussian of 8 px": Change(pooling={"SMOOTHING": 8 / 256}),
     "score: mean of the top 0.1 %": Change(pooling={"TOP_SHARE": 0.001}),
     "score: mean of the top 10 %": Change(pooling={"TOP_SHARE": 0.1}),
-    "centred": Change(centred=True),
-    "centred, ridge 100": Change({"ridge": 100.0}, centred=True),
-    "centred, ridge 100, 1 step": Change({"ridge": 100.0, "iterations": 1}, centred=True),
     "Mahalanobis' distance": Change(baseline=True),
     "Mahalanobis' distance, Gaussian of 2 px": Change(baseline=True, pooling={"SMOOTHING": 2 / 256}),
     "Mahalanobis' distance, Gaussian of 8 px": Change(baseline=True, pooling={"SMOOTHING": 8 / 256}),

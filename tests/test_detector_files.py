@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+import torch
 from detectors import BAD, GOOD, NORMAL, SIDE, TinyBackbone, make, odd
 
 from fsad import FewShotDetector, SparseCodingLayer
@@ -93,6 +94,9 @@ def test_a_file_that_says_too_much_or_too_little_is_refused(detector, tmp_path, 
         lambda tensors, saved: saved["threshold"].update(kind="x"),
         lambda tensors, saved: tensors.update(patches=tensors["patches"][:, :5].clone()),
         lambda tensors, saved: tensors["moment"].fill_(float("nan")),
+        lambda tensors, saved: (
+            tensors.update(mean=torch.zeros(3)) or saved["sparse_coding"].update(center=True)
+        ),
     ],
 )
 def test_a_file_of_nonsense_is_refused(detector, tmp_path, damage):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ SETTINGS = [
     {"step": "lipschitz", "schedule": "absolute", "tau": 50.0},
     {"step": 0.003, "normalize": False, "schedule": [0.3, 0.2, 0.1]},
     {"shrinkage": "none"},
+    {"center": True},
+    {"center": True, "step": "lipschitz", "max_atoms": 50, "receptive_field": 3},
 ]
 
 
@@ -77,6 +80,8 @@ def test_codes_explain_the_residual(settings: dict) -> None:
     index = layer.atom_index[None] if len(layer.atom_index) else None
     atoms = functional.dictionary_rows(layer.atoms, index, layer.receptive_field)[0]
     query = whitening.unit_length(features, 1) if layer.normalize else features
+    if layer.center:
+        query = query - layer.mean[:, None, None]
     if layer.step == "whiten":
         query = whitening.apply(layer.whitener[None], query[None])[0]
     rows = reference.im2col(query[None], layer.receptive_field)[0]
@@ -86,7 +91,7 @@ def test_codes_explain_the_residual(settings: dict) -> None:
 
 def test_batched_tasks_equal_single_tasks() -> None:
     support, features = maps(3, 2, 5, 4, 4), maps(3, 1, 5, 6, 6, seed=1)
-    layer = fsad.SparseCodingLayer(receptive_field=3, max_atoms=20)
+    layer = fsad.SparseCodingLayer(receptive_field=3, max_atoms=20, center=True)
     together = layer(features, support, reconstruction=True, codes=True)
     for task in range(3):
         alone = layer(features[task], support[task], reconstruction=True, codes=True)
@@ -110,9 +115,25 @@ def test_reconstruction_is_the_dictionary_times_the_codes(receptive_field: int) 
     torch.testing.assert_close(rows - whitened.flatten(0, 2), code.residual.movedim(1, -1).flatten(0, 2))
 
 
-def test_derivatives_run_through_features_and_dictionary() -> None:
+@pytest.mark.parametrize("step", ["whiten", "lipschitz"])
+def test_centred_by_the_mean_of_adapt(step: str) -> None:
+    """As if the mean of the first support had been taken off everything by hand, border patches included."""
+    first, second, features = (maps(2, 6, 5, 5, seed=i).double() for i in range(3))
+    mean = first.mean((0, 2, 3))[:, None, None]
+    settings = {"normalize": False, "receptive_field": 3, "max_atoms": 30, "step": step}
+    plain = fsad.SparseCodingLayer(**settings).double().adapt(first - mean).extend(second - mean)
+    centred = fsad.SparseCodingLayer(center=True, **settings).double().adapt(first).extend(second)
+    expected = plain(features - mean, reconstruction=True)
+    code = centred(features, reconstruction=True)
+    torch.testing.assert_close(code.energy, expected.energy)
+    offset = mean.flatten().repeat_interleave(9)[:, None, None]
+    torch.testing.assert_close(code.reconstruction, expected.reconstruction + offset)
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_derivatives_run_through_features_and_dictionary(center: bool) -> None:
     """With a fixed η nothing is held constant, so that finite differences see the same function."""
-    layer = fsad.SparseCodingLayer(step=0.05, iterations=2)
+    layer = fsad.SparseCodingLayer(step=0.05, iterations=2, center=center)
     inputs = (maps(1, 3, 2, 2, seed=1).double().requires_grad_(), maps(1, 3, 2, 2).double().requires_grad_())
 
     def energy(features: Tensor, support: Tensor) -> Tensor:
@@ -122,7 +143,9 @@ def test_derivatives_run_through_features_and_dictionary() -> None:
     assert gradgradcheck(energy, inputs)
 
 
-@pytest.mark.parametrize("settings", [{}, {"receptive_field": 3, "step": "lipschitz"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"receptive_field": 3, "step": "lipschitz"}, {"center": True}], ids=str
+)
 def test_derivatives_equal_the_reference(settings: dict) -> None:
     gradients = []
     for backend in ("native", "reference"):
@@ -209,8 +232,9 @@ def test_normal_features_have_less_energy_than_strange_ones() -> None:
 
 
 def test_constant_and_zero_features_give_finite_energies() -> None:
-    for support in (torch.zeros(2, 4, 3, 3), torch.ones(1, 4, 3, 3)):
-        layer = fsad.SparseCodingLayer(receptive_field=3).adapt(support)
+    supports = (torch.zeros(2, 4, 3, 3), torch.ones(1, 4, 3, 3))
+    for support, center in product(supports, (False, True)):
+        layer = fsad.SparseCodingLayer(receptive_field=3, center=center).adapt(support)
         for features in (torch.zeros(1, 4, 3, 3), maps(1, 4, 3, 3)):
             assert layer(features).energy.isfinite().all()
 

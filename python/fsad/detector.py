@@ -202,11 +202,9 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
             )
             detector._build(saved_backbone(path, saved["backbone"], backbone))
             layer = detector.model_.sparse_coding
-            if not all(tensors[name].isfinite().all() for name in ("patches", "moment")):
+            if not all(tensor.isfinite().all() for tensor in tensors.values()):
                 raise InputError("its dictionary holds NaN or infinity")
             layer.load_compact({name: tensor.to(detector._device) for name, tensor in tensors.items()})
-            if layer.support.shape[1] != layer.moment.shape[0]:
-                raise InputError("its atoms do not fit its second moment")
             threshold = Threshold(**saved["threshold"] | {"scores": tuple(saved["threshold"]["scores"])})
             str(threshold)  # knows only the kinds there are
             if not math.isfinite(threshold.value):

@@ -23,7 +23,8 @@ class Dictionary(NamedTuple):
     atoms: Tensor  # maps whose patches are the atoms, (T, K, c, h, w)
     kept: Tensor | None  # the patches that are atoms, int64 (T, k); None for all
     step: Tensor  # η, (T,)
-    whitener: Tensor | None  # L⁻¹, (T, c, c); None if not whitened
+    whitener: Tensor | None = None  # L⁻¹, (T, c, c); None if not whitened
+    mean: Tensor | None = None  # taken off unit vectors before whitening, (T, c); None if not centred
 
 
 def thin(
@@ -89,15 +90,23 @@ class StoredDictionary(nn.Module):
     """State and life of the adapted dictionary; ``SparseCodingLayer`` adds the coding.
 
     What persists is in feature units, so that more support can join: the support maps (or, thinned, one
-    l×l patch an atom), the positions that are atoms, and the second moment of all vectors seen.
+    l×l patch an atom), the positions that are atoms, and the second moment of all vectors seen. If centred,
+    all of it is about the mean of those that ``adapt`` saw, which stays when more join.
     """
 
     def __init__(
-        self, receptive_field: int, step: str | float, ridge: float, normalize: bool, max_atoms: int | None
+        self,
+        receptive_field: int,
+        step: str | float,
+        ridge: float,
+        normalize: bool,
+        center: bool,
+        max_atoms: int | None,
     ) -> None:
         super().__init__()
         self.receptive_field, self.step, self.ridge = receptive_field, step, ridge
-        self.normalize, self.max_atoms = normalize, max_atoms
+        self.normalize, self.center, self.max_atoms = normalize, center, max_atoms
+        self.register_buffer("mean", torch.empty(0))  # (c,); empty if not centred
         self.register_buffer("support", torch.empty(0))  # maps (K, c, h, w); empty: not adapted
         self.register_buffer("atom_index", torch.empty(0, dtype=torch.int64))  # (k,); empty for all
         self.register_buffer("moment", torch.empty(0))  # second moment of all vectors seen (c, c)
@@ -131,13 +140,16 @@ class StoredDictionary(nn.Module):
         """
         maps = self._support_maps(support)
         candidates = positions(mask, maps)
-        rows = _rows(maps, candidates)
+        rows, mean = _rows(maps, candidates), maps.new_empty(0)
+        if self.center:
+            mean = rows.mean(0)
+            rows, maps = rows - mean, maps - mean[:, None, None]
         moment = rows.mT @ rows / len(rows)
         if self.max_atoms is not None and len(rows) > self.max_atoms:
             kept = thin(maps, candidates, self.max_atoms, self.receptive_field)
             maps = cut_patches(maps, kept, self.receptive_field)
             candidates = self._centers(maps)
-        return self._store(maps, candidates, moment, len(rows))
+        return self._store(maps, candidates, moment, len(rows), mean)
 
     def extend(self, support: Tensor, mask: Tensor | None = None) -> "StoredDictionary":
         """Add the feature maps of more normal images to the dictionary; arguments as in ``adapt``.
@@ -151,6 +163,8 @@ class StoredDictionary(nn.Module):
         if maps.shape[1] != self.support.shape[1]:
             got = f"the dictionary has {self.support.shape[1]} channels, the new support {maps.shape[1]}"
             raise InputError(f"{got}; both must come from the same backbone")
+        if self.center:
+            maps = maps - self.mean[:, None, None]
         new = positions(mask, maps)
         rows = _rows(maps, new)
         total = int(self.count) + len(rows)
@@ -159,17 +173,27 @@ class StoredDictionary(nn.Module):
         maps = torch.cat([self._patches(), cut_patches(maps, new, self.receptive_field)])
         if self.max_atoms is not None:
             maps = maps[thin(maps, None, self.max_atoms, self.receptive_field, padding=0)]
-        return self._store(maps, self._centers(maps), moment, total)
+        return self._store(maps, self._centers(maps), moment, total, self.mean)
 
     def compact(self, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
         """The fewest numbers that rebuild the adapted layer: each atom as an l×l patch, in ``dtype``."""
-        stored = self._patches().to(dtype)
-        return {"patches": stored, "moment": self.moment.clone(), "count": self.count.clone()}
+        stored = {"patches": self._patches().to(dtype)}
+        names = ("moment", "count", "mean") if self.center else ("moment", "count")
+        return stored | {name: getattr(self, name).clone() for name in names}
 
     def load_compact(self, tensors: dict[str, Tensor]) -> "StoredDictionary":
-        """Rebuild the dictionary that ``compact`` described."""
-        maps = tensors["patches"].to(tensors["moment"])
-        return self._store(maps, self._centers(maps), tensors["moment"], int(tensors["count"]))
+        """Rebuild the dictionary that ``compact`` described.
+
+        Raises InputError: its tensors do not fit each other.
+        """
+        moment, count = tensors["moment"], int(tensors["count"])
+        maps = tensors["patches"].to(moment)
+        mean = tensors["mean"] if self.center else maps.new_empty(0)
+        channels = maps.shape[1]
+        if moment.shape != (channels, channels) or (self.center and mean.shape != (channels,)):
+            moments = f"second moment {tuple(moment.shape)} and mean {tuple(mean.shape)}"
+            raise InputError(f"atoms of {channels} channels do not fit their {moments}")
+        return self._store(maps, self._centers(maps), moment, count, mean)
 
     def _support_maps(self, support: Tensor) -> Tensor:
         maps = self._normalized(full_precision("support", support, 4).detach())
@@ -193,31 +217,34 @@ class StoredDictionary(nn.Module):
         area = self.receptive_field**2
         return None if area == 1 else torch.arange(len(maps), device=maps.device) * area + area // 2
 
-    def _ready(self, maps: Tensor, index: Tensor | None, moment: Tensor) -> Dictionary:
+    def _ready(self, maps: Tensor, index: Tensor | None, moment: Tensor, mean: Tensor | None) -> Dictionary:
         """Whitened, scaled, and with η as ``step`` says (see ``SparseCodingLayer``).
 
         Args:
-            maps: (T, K, c, h, w) in feature units.
+            maps: (T, K, c, h, w) in feature units, less the mean.
             index: (T, k) or None for all patches.
             moment: (T, c, c), second moment of the support's vectors; read for ``step="whiten"`` only.
+            mean: (T, c), or None if not centred.
         """
         if isinstance(self.step, float | int):
-            return Dictionary(maps, index, maps.new_full((len(maps),), self.step), None)
+            return Dictionary(maps, index, maps.new_full((len(maps),), self.step), None, mean)
         if self.step == "whiten":
             whitener = whitening.whitening_matrix(moment, self.ridge)
             maps = whitening.apply(whitener, maps)
             maps = maps / self._norm(maps, index)[:, None, None, None, None]
-            return Dictionary(maps, index, maps.new_ones(len(maps)), whitener)
-        return Dictionary(maps, index, self._norm(maps, index).square().reciprocal(), None)
+            return Dictionary(maps, index, maps.new_ones(len(maps)), whitener, mean)
+        return Dictionary(maps, index, self._norm(maps, index).square().reciprocal(), None, mean)
 
     def _norm(self, maps: Tensor, index: Tensor | None) -> Tensor:
         norm = patches.spectral_norm(maps.movedim(2, -1), index, self.receptive_field)
         # A dictionary of zeros reconstructs nothing at any step.
         return torch.where(norm > 0, norm, torch.ones_like(norm))
 
-    def _store(self, maps: Tensor, index: Tensor | None, moment: Tensor, count: int) -> "StoredDictionary":
+    def _store(
+        self, maps: Tensor, index: Tensor | None, moment: Tensor, count: int, mean: Tensor
+    ) -> "StoredDictionary":
         kept = None if index is None else index[None]
-        ready = self._ready(maps[None], kept, moment[None])
+        ready = self._ready(maps[None], kept, moment[None], None)
         if not isinstance(self.step, str):
             growth = float(self.step * self._norm(maps[None], kept).square())
             if growth >= 2:
@@ -225,7 +252,7 @@ class StoredDictionary(nn.Module):
                 raise DivergedError(f"{wrong} for this dictionary; {STABLE_STEPS}")
         self.support = maps.contiguous()
         self.atom_index = maps.new_empty(0, dtype=torch.int64) if index is None else index
-        self.moment, self.count = moment, torch.tensor(count, device=maps.device)
+        self.mean, self.moment, self.count = mean, moment, torch.tensor(count, device=maps.device)
         self.atoms = functional.channels_last(ready.atoms).movedim(-1, 2)
         self.gain = ready.step
         self.whitener = maps.new_empty(0) if ready.whitener is None else ready.whitener[0]
@@ -233,7 +260,7 @@ class StoredDictionary(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # Take the sizes of the incoming dictionary, whatever they are, then derive the rest from it.
-        names = ("support", "atom_index", "moment", "count")
+        names = ("support", "atom_index", "moment", "count", "mean")
         for name in names:
             if prefix + name in state_dict:
                 incoming = state_dict[prefix + name]
@@ -241,7 +268,7 @@ class StoredDictionary(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if self.is_adapted and all(prefix + name in state_dict for name in names):
             index = self.atom_index if len(self.atom_index) else None
-            self._store(self.support, index, self.moment, int(self.count))
+            self._store(self.support, index, self.moment, int(self.count), self.mean)
 
 
 def _rows(maps: Tensor, index: Tensor | None) -> Tensor:
