@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .errors import FsadError, InputError, display_name
+from fsad.errors import FsadError, InputError, display_name
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from .detector import FewShotDetector
+    from fsad.detector import FewShotDetector
 
 UNREADABLE, ANOMALOUS = 3, 4
 
@@ -130,8 +130,8 @@ def detect(
     """
     if (model is None) == (normal is None):
         raise typer.BadParameter("give either --model FILE or --normal FOLDER")
-    from .images import list_images
-    from .report import ResultFolder
+    from fsad.images import list_images
+    from fsad.report import ResultFolder
 
     # The overlays of an earlier run, where the output folder lies in the folder of pictures or is it.
     own = output.resolve() / "overlays"
@@ -187,7 +187,7 @@ def train(
 
     Start it with torchrun for more processes or machines.
     """
-    from .recipe import NETWORK, Recipe, Schedule, run
+    from fsad.recipe import NETWORK, Recipe, Schedule, run
 
     given = {
         "data": [str(folder) for folder in data or ()],
@@ -237,12 +237,12 @@ def evaluate(
 
     What an interrupted evaluation has finished is not computed again.
     """
-    from .backbones import usable_device
-    from .datasets import DATASETS, load
-    from .evaluate import DEFAULT_METHODS, Protocol, Run, run_evaluation
-    from .evaluation_plots import write_plots
-    from .evaluation_tables import write_tables
-    from .figures import need_matplotlib
+    from fsad.backbones import usable_device
+    from fsad.datasets import DATASETS, load
+    from fsad.evaluate import DEFAULT_METHODS, Protocol, Run, run_evaluation
+    from fsad.evaluation_plots import write_plots
+    from fsad.evaluation_tables import write_tables
+    from fsad.figures import need_matplotlib
 
     if list_:
         for each in DATASETS.values():
@@ -270,7 +270,7 @@ def evaluate(
     if table is None:
         categories = [category for category in categories if category.test]
     else:
-        from .paper import add_differences, prepare
+        from fsad.paper import add_differences, prepare
 
         categories, theirs = prepare(table, datasets, categories, output, updates, protocol, err.print)
         protocols = [theirs, replace(protocol, shots=theirs.shots)]
@@ -299,7 +299,7 @@ def demo(
 
     Needs the extra `demo`; without it there is `fsad evaluate procedural`.
     """
-    from .demo import run_demo
+    from fsad.demo import run_demo
 
     run_demo(output, draws, out, _progress)
 
@@ -307,7 +307,7 @@ def demo(
 @app.command()
 def doctor(as_json: Annotated[bool, _opt("JSON in place of tables.", "--json")] = False) -> None:
     """Print what is installed, compiled and used, and check every kernel."""
-    from .doctor import run_doctor
+    from fsad.doctor import run_doctor
 
     if not run_doctor(out, as_json):
         raise typer.Exit(1)
@@ -337,7 +337,7 @@ def _detector(
     model: Path | None, level: float | None, device: str, max_pixels: int | None, **settings: Any
 ) -> "FewShotDetector":
     """A detector from a file, or a new one with the settings."""
-    from .detector import FewShotDetector
+    from fsad.detector import FewShotDetector
 
     if model is None:
         settings |= {"device": device, "max_pixels": max_pixels, "false_alarm": level or 0.1}
@@ -351,7 +351,7 @@ def _learn(
     learn: Callable[[Any], Any], detector: "FewShotDetector", folder: Path, limit: int | None, strict: bool
 ) -> int:
     """Give the pictures to `learn` (fit or update); returns how many could not be used."""
-    from .images import list_images, load_image
+    from fsad.images import list_images, load_image
 
     paths, used = list_images(folder), []
 

@@ -16,13 +16,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .backbones import Backbone, load_backbone
-from .datasets import load
-from .detector import FewShotDetector
-from .evaluate import Protocol, drawn, run_evaluation
-from .evaluation_tables import spread
-from .images import display_name
-from .report import ResultFolder
+from fsad.backbones import Backbone, load_backbone
+from fsad.datasets import load
+from fsad.detector import FewShotDetector
+from fsad.evaluate import Protocol, drawn, run_evaluation
+from fsad.evaluation_tables import spread
+from fsad.images import display_name
+from fsad.report import ResultFolder
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
 

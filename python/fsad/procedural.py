@@ -12,7 +12,7 @@ import numpy as np
 from numpy import ndarray as Array
 from numpy.random import Generator, default_rng
 
-from .errors import InputError
+from fsad.errors import InputError
 
 TEXTURES = ("weave", "grain", "speckle", "tiles", "knit")
 FAMILIES = (*TEXTURES, "disc", "nut", "board", "cap")

@@ -25,11 +25,11 @@ from numpy import ndarray as Array
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from . import __version__
-from .detector import FewShotDetector, PictureResult
-from .errors import InputError, display_name
-from .images import load_image, resize
-from .model_file import replace_csv
+from fsad import __version__
+from fsad.detector import FewShotDetector, PictureResult
+from fsad.errors import InputError, display_name
+from fsad.images import load_image, resize
+from fsad.model_file import replace_csv
 
 # From transparent yellow to dense red, for values of a map from half the threshold to twice it.
 HEAT_FROM, HEAT_TO = 0.5, 2.0
