@@ -65,8 +65,16 @@ def test_no_queries() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_results_do_not_depend_on_threads(dtype: torch.dtype) -> None:
-    case = Case((1, 2, 20, 15, 15), (1, 2, 20, 8, 8), receptive_field=3)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case((1, 2, 20, 15, 15), (1, 2, 20, 8, 8), receptive_field=3),  # threads share the queries
+        Case((1, 1, 64, 1, 2), (1, 2, 64, 40, 40)),  # or the atoms
+        Case((1, 1, 64, 1, 7), (1, 2, 64, 40, 40)),
+    ],
+    ids=str,
+)
+def test_results_do_not_depend_on_threads(case: Case, dtype: torch.dtype) -> None:
     threads = torch.get_num_threads()
     try:
         runs = []

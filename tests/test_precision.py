@@ -114,15 +114,18 @@ def test_float32_errs_little_with_relative_thresholds(atoms: int, width: int, st
     check(results)
 
 
-@pytest.mark.parametrize("atoms", [1, 2, 5, 8])
-@pytest.mark.parametrize("width", [64, 152, 256])
-def test_float32_errs_little_over_few_atoms_of_one_sign(atoms: int, width: int) -> None:
+FEW_ATOMS = [(atoms, width, 3) for atoms in (1, 2, 5, 8) for width in (64, 152, 256)]
+MANY_STEPS = [(17, 256, 10), (24, 200, 10), (24, 256, 10), (129, 256, 10), (200, 256, 4), (400, 256, 7)]
+
+
+@pytest.mark.parametrize(("atoms", "width", "steps"), FEW_ATOMS + MANY_STEPS)
+def test_float32_errs_little_over_vectors_of_one_sign(atoms: int, width: int, steps: int) -> None:
     """Sums of products of one sign, whose roundings grow with their length."""
 
     def results(backend: str, dtype: torch.dtype, seed: int) -> list[Tensor]:
         queries, dictionary = draw(64, width, seed=seed).abs(), draw(atoms, width, seed=seed + DRAWS).abs()
         step = float(1 / torch.linalg.matrix_norm(dictionary, 2) ** 2)
-        lambdas = thresholds(step * (queries @ dictionary.mT), 3)
+        lambdas = thresholds(step * (queries @ dictionary.mT), steps)
         inputs = tuple(each.to(dtype).requires_grad_() for each in (queries, dictionary))
         residual = functional.istc(*inputs, lambdas, step=step, tau=10 / lambdas[-1], backend=backend)
         return [residual.detach().double(), *both_orders(residual.square().sum(), inputs)]

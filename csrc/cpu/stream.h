@@ -131,7 +131,7 @@ class Stream {
   Stream(const IstcProblem<Real>& problem, int arrays, bool sums_over_queries,
          const Real* tangent_atoms = nullptr)
       : p(problem),
-        plan(problem.tasks, problem.queries, problem.atoms, problem.width, arrays, sums_over_queries),
+        plan(problem, arrays, sums_over_queries),
         threads_(torch::stable::get_num_threads()),
         has_tangents_(tangent_atoms != nullptr),
         tangent_map_(problem.atom_map),

@@ -17,9 +17,9 @@ inline int64_t tile_atoms(int64_t width) { return width <= 256 ? kMostAtoms : kM
 // cache.
 constexpr int64_t kDepth = 256;
 
-// Where atoms or queries are few, shorter parts: of vectors of one sign a long sum's roundings grow with its
-// length, and there plain PyTorch's own sums are short.
-constexpr int64_t kFewAtoms = 16, kShortDepth = 32;
+// Shorter parts where atoms or queries are few, and over many steps, which amplify roundings: of vectors of
+// one sign a long sum's grow with its length, and plain PyTorch's own sums are short.
+constexpr int64_t kFewAtoms = 128, kManySteps = 4, kShortDepth = 32;
 
 // Lanes of a group of queries. Atoms come from the outer caches once a group, so more is better, but the
 // group's own numbers (arrays × k × lanes) should not all go out to memory. With a dictionary gradient twice
@@ -44,12 +44,14 @@ struct Plan {
   bool single;
 
   // `arrays`: of k × lanes numbers, what a group keeps.
-  Plan(int64_t tasks, int64_t queries, int64_t atoms, int64_t width, int arrays, bool sums_over_queries) {
+  Plan(const IstcProblem<Real>& p, int arrays, bool sums_over_queries) {
+    const int64_t tasks = p.tasks, queries = p.queries, atoms = p.atoms, width = p.width;
     constexpr int64_t block = kBlock<Real>;
     const int64_t panels = std::max<int64_t>(tasks * (round_up(queries, block) / block), 1);
     const int64_t work = std::max<int64_t>(atoms * width, 1);
     single = Panels<Real>::are_single(queries);
-    depth = atoms <= kFewAtoms || queries <= kBlock<Real> ? kShortDepth : kDepth;
+    const bool is_delicate = atoms <= kFewAtoms || queries <= kBlock<Real> || p.iterations >= kManySteps;
+    depth = is_delicate ? kShortDepth : kDepth;
     // A single query waits for the atoms' memory as long as several would compute.
     const int64_t tiles = atoms / (2 * tile_atoms(width)),
                   worth = work * std::clamp(queries, kLeastLanes, kMostLanes) / kThreadWork;
