@@ -239,6 +239,25 @@ def test_constant_and_zero_features_give_finite_energies() -> None:
             assert layer(features).energy.isfinite().all()
 
 
+def test_equal_vectors_have_no_direction_to_whiten() -> None:
+    """Their mean is theirs up to rounding, which must not become the scale of what differs."""
+    support = maps(1, 152, 1, 1).expand(3, -1, 8, 8)
+    layer = fsad.SparseCodingLayer(center=True, ridge=100.0)
+    features = maps(1, 152, 4, 4, seed=1)
+    stateless = layer(features, support).energy
+    assert stateless.max() < 1
+    torch.testing.assert_close(layer.adapt(support)(features).energy, stateless)
+
+
+def test_the_dictionary_of_a_centred_layer_fits_no_other() -> None:
+    layers = [fsad.SparseCodingLayer(center=center).adapt(maps(1, 8, 4, 4)) for center in (False, True)]
+    for one, other in (layers, layers[::-1]):
+        with pytest.raises(InputError, match=f"this layer has center={one.center}, the saved one"):
+            fsad.SparseCodingLayer(center=one.center).load_state_dict(other.state_dict())
+    with pytest.raises(InputError, match="do not fit"):
+        fsad.SparseCodingLayer(center=True).load_compact(layers[0].compact())
+
+
 def test_a_diverging_step_is_refused() -> None:
     support, features = maps(3, 8, 6, 6), maps(1, 8, 6, 6, seed=1)
     paper = fsad.SparseCodingLayer.paper(receptive_field=1)
@@ -290,6 +309,7 @@ def test_bad_features_are_refused() -> None:
         {"max_atoms": 0},
         {"backend": "fast"},
         {"ridge": 0.0},
+        {"center": "no"},
     ],
     ids=str,
 )

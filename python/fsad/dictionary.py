@@ -143,7 +143,8 @@ class StoredDictionary(nn.Module):
         rows, mean = _rows(maps, candidates), maps.new_empty(0)
         if self.center:
             mean = rows.mean(0)
-            rows, maps = rows - mean, maps - mean[:, None, None]
+            maps = whitening.less_mean(maps[None], mean[None])[0]
+            rows = _rows(maps, candidates)
         moment = rows.mT @ rows / len(rows)
         if self.max_atoms is not None and len(rows) > self.max_atoms:
             kept = thin(maps, candidates, self.max_atoms, self.receptive_field)
@@ -188,7 +189,8 @@ class StoredDictionary(nn.Module):
         """
         moment, count = tensors["moment"], int(tensors["count"])
         maps = tensors["patches"].to(moment)
-        mean = tensors["mean"] if self.center else maps.new_empty(0)
+        none = maps.new_empty(0)
+        mean = tensors.get("mean", none) if self.center else none
         channels = maps.shape[1]
         if moment.shape != (channels, channels) or (self.center and mean.shape != (channels,)):
             moments = f"second moment {tuple(moment.shape)} and mean {tuple(mean.shape)}"
@@ -261,6 +263,11 @@ class StoredDictionary(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # Take the sizes of the incoming dictionary, whatever they are, then derive the rest from it.
         names = ("support", "atom_index", "moment", "count", "mean")
+        if all(prefix + name in state_dict for name in names) and state_dict[prefix + "support"].numel():
+            saved = state_dict[prefix + "mean"].numel() > 0
+            if saved != self.center:
+                wrong = f"this layer has center={self.center}, the saved one center={saved}"
+                raise InputError(f"{wrong}; make it with the settings of that one")
         for name in names:
             if prefix + name in state_dict:
                 incoming = state_dict[prefix + name]

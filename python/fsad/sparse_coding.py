@@ -162,7 +162,7 @@ class SparseCodingLayer(StoredDictionary):
             support = self._normalized(full_precision("support", support, 5))
             mean = support.mean((1, 3, 4)) if self.center else None
             if mean is not None:
-                support = support - mean[:, None, :, None, None]
+                support = whitening.less_mean(support, mean)
             moment = whitening.second_moment(support) if self.step == "whiten" else support.new_empty(0)
             index = None
             if self.max_atoms is not None and support[0, :, 0].numel() > self.max_atoms:
@@ -269,6 +269,7 @@ class SparseCodingLayer(StoredDictionary):
             "max_atoms": atoms is None or (type(atoms) is int and atoms >= 1),
             "backend": self.backend in arguments.BACKENDS,
             "ridge": 0 < s["ridge"] < math.inf,
+            "center": isinstance(s["center"], bool),
         }
         for name, good in checks.items():
             if not good:

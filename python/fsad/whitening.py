@@ -14,6 +14,17 @@ def unit_length(features: Tensor, dim: int) -> Tensor:
     return features * (features.square().sum(dim, keepdim=True) + 1e-12).rsqrt()
 
 
+def less_mean(maps: Tensor, mean: Tensor) -> Tensor:
+    """A support's maps less its mean vector: (T, K, c, h, w), (T, c) -> (T, K, c, h, w).
+
+    Of equal vectors this leaves zeros, not their rounding, which whitening would blow up.
+    """
+    less = maps - mean[:, None, :, None, None]
+    rounding = 8 * torch.finfo(maps.dtype).eps * mean.detach().abs().amax(1)
+    varied = less.detach().abs().amax((1, 2, 3, 4)) > rounding
+    return less * varied[:, None, None, None, None]
+
+
 def second_moment(support: Tensor) -> Tensor:
     """Mean outer product of the feature vectors: (T, K, c, h, w) -> (T, c, c)."""
     columns = support.transpose(1, 2).flatten(2)
