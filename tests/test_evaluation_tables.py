@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 from evaluations import make_category, protocol
 
@@ -9,6 +11,7 @@ from fsad.errors import InputError
 from fsad.evaluate import run_evaluation
 from fsad.evaluation_plots import write_plots
 from fsad.evaluation_tables import lead_table, table, write_tables
+from fsad.metrics import confidence_interval
 
 
 def test_published_figures_stand_beside_ours_of_the_same_data():
@@ -90,6 +93,21 @@ def test_the_gain_on_further_networks_is_paired():
     cells = ("+0.100 (+0.100 to +0.100)", "+0.060 (+0.060 to +0.060)", "+0.080 (+0.080 to +0.080)")
     last = "+0.250 (+0.200 to +0.300) | +0.137 (+0.120 to +0.153) | +0.165 (+0.140 to +0.190) |"
     assert gain == f"| fsad, gain | trained | {' | '.join(cells)} | {last}"
+
+
+def test_the_lead_of_sets_counts_each_once():
+    def result(method, dataset, category, draw, value):
+        names = {"method": method, "category": category, "network": "a", "dataset": dataset}
+        return names | {"draw": draw, "shots": 1, "metrics": {"AP": value}}
+
+    leads = {("elpv", "mono"): 0.4, ("elpv", "poly"): 0.2, ("folders", "bolt"): -0.1}
+    runs = list(product(leads.items(), (0, 1)))
+    ours = [result("fsad", *names, draw, 0.5 + lead) for (names, lead), draw in runs]
+    theirs = [result("ridge", *names, draw, 0.5) for (names, _), draw in runs]
+    (line,) = lead_table(ours + theirs, "AP").splitlines()[2:]
+    low, high = confidence_interval([0.3, -0.1] * 2)
+    *_, lead, _, of_sets, interval = line.strip("| ").split(" | ")
+    assert (lead, of_sets, interval) == ("+0.1667", "+0.1000", f"{low:+.4f} to {high:+.4f}")
 
 
 def test_the_lead_is_of_the_same_categories_draws_and_shots():

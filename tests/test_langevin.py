@@ -134,6 +134,17 @@ def test_settings_that_cannot_be_used(wrong: dict) -> None:
         fsad.LangevinSampler(**wrong)
 
 
+def test_no_steps_give_the_start_detached() -> None:
+    start = torch.ones(1, 3, requires_grad=True)
+    assert not fsad.LangevinSampler(steps=0)(quadratic, start).requires_grad
+
+
+def test_limits_do_not_hide_a_step_to_infinity() -> None:
+    sampler = fsad.LangevinSampler(steps=1, step_size=1.0, noise=0, limits=(0.0, 1.0))
+    with pytest.raises(DivergedError, match="step_size=1"):
+        sampler(lambda x: x.square().sum(1) * 1e300 * 1e300, torch.ones(1, 3).double())
+
+
 def test_divergence_is_an_error() -> None:
     with pytest.raises(DivergedError, match="step_size=1000"):
         fsad.LangevinSampler(steps=200, step_size=1000, noise=0)(quadratic, torch.ones(1, 3).double())

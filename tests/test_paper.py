@@ -64,7 +64,7 @@ def trained_on(protocol, category):
     """Of each network, the names of the categories it was trained on, and how."""
     weights = [*protocol.backbones, *([protocol.maml] if protocol.maml else [])]
     saved = [read_model(each.replace("{category}", category.name))[1]["training"] for each in weights]
-    return [set(each["episodes"]["categories"]) for each in saved], saved
+    return [{name for name, _ in each["episodes"]["categories"]} for each in saved], saved
 
 
 def test_table_4(mvtec, tmp_path):
@@ -80,6 +80,14 @@ def test_table_4(mvtec, tmp_path):
     results = run_evaluation(tested, protocol, tmp_path)
     assert {result["method"] for result in results} == {"fsad", "fsad-gradient"}
     assert len(results) == 3 * 2 * 2 and all("mIoU" in result["metrics"] for result in results)
+
+
+def test_a_table_has_its_own_shots(mvtec, tmp_path):
+    done = CliRunner().invoke(
+        app, ["evaluate", mvtec, "--table", "1", "--shots", "1", "-o", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 2 and "--table takes the shots of the paper's table" in done.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_third_column_of_table_4(mvtec, tmp_path):

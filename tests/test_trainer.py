@@ -196,6 +196,12 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
         make_trainer(tmp_path).resume()
     with pytest.raises(InputError, match=r"episodes.seed was 0, is 1"):
         make_trainer(tmp_path, updates=2, seed=1).resume()
+    turned = make_trainer(tmp_path, updates=2)
+    names = [category.name for category in turned.episodes.categories]
+    episodes = replace(turned.episodes, categories=turned.episodes.categories[::-1])
+    wrong = rf"episodes.categories.0.0 was {names[0]}, is {names[-1]}; .*; resume it with its own"
+    with pytest.raises(InputError, match=wrong):
+        EpisodicTrainer(turned.loss, episodes, tmp_path, turned.schedule).resume()
     with pytest.raises(ModelFileError, match="another network"):
         make_trainer(tmp_path, make_loss(width=16), updates=2).resume()
     with pytest.raises(InputError, match="no checkpoint"):
@@ -271,7 +277,7 @@ def test_a_killed_training_resumes(tmp_path):
     """``kill_training.py`` does it more often; here twice."""
     subprocess.run(kill_training.command(tmp_path / "whole", 40), check=True, capture_output=True)
     kill_training.kill_and_resume(tmp_path / "killed", 40, kills=2, rng=random.Random(0))
-    assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
+    assert kill_training.are_alike(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_the_setting_of_the_paper_trains_at_a_temperature(tmp_path):
@@ -351,9 +357,9 @@ def test_recipes_are_json_and_leave_categories_out(tmp_path):
     recipe = Recipe.of(given, ["steps=3", 'sparse_coding={"iterations":2}'])
     assert recipe.steps == 3 and recipe.sparse_coding["iterations"] == 2
     json.dumps(recipe.episodes().describe())
-    assert list(recipe.episodes().describe()["categories"]) == ["bolt"]
+    assert recipe.episodes().describe()["categories"] == [["bolt", 3]]
     held_out = replace(recipe, corruptions=["noise-start"]).held_out_episodes()
-    assert list(held_out.describe()["categories"]) == ["nut"]
+    assert held_out.describe()["categories"] == [["nut", 3]]
     assert held_out.corruptions == ("noise",)  # whatever is trained on, so that trainings compare
     with pytest.raises(InputError, match="no category is named gear"):
         Recipe.of({**given, "leave_out": ["gear"]}, []).episodes()

@@ -255,6 +255,8 @@ def evaluate(
         if len(datasets) > 1 or "=" in datasets[0]:
             raise typer.BadParameter("--root is for one data set by its name; give several as NAME=ROOT")
         datasets = [f"{datasets[0]}={root}"]
+    if table is not None and shots:
+        raise typer.BadParameter("--table takes the shots of the paper's table; leave --shots out")
     need_matplotlib()
     categories = [category for given in datasets for category in load(given)]
     protocol = Protocol(

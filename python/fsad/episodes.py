@@ -81,7 +81,7 @@ def categories_of(root: str | os.PathLike) -> list[PictureCategory]:
 
 
 class Episode(NamedTuple):
-    """One task: float32 pictures in [0, 1], all flipped and turned alike."""
+    """One task: float32 pictures in [0, 1]; those of its category are flipped and turned alike."""
 
     support: Tensor  # (K, 3, size, size)
     query: Tensor  # (M, 3, size, size), normal
@@ -129,7 +129,8 @@ class Episodes(Dataset[Episode]):
     def describe(self) -> dict[str, Any]:
         """All that episodes depend on but the pictures themselves, as JSON can hold it."""
         settings = {each.name: getattr(self, each.name) for each in fields(self)}
-        return settings | {"categories": {category.name: len(category) for category in self.categories}}
+        # In their order, by which they are drawn.
+        return settings | {"categories": [[category.name, len(category)] for category in self.categories]}
 
     def __getitem__(self, number: int) -> Episode:
         rng = np.random.default_rng([self.seed, number])

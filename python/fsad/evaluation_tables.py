@@ -118,7 +118,8 @@ def lead_table(results: Sequence[dict[str, Any]], metric: str) -> str:
 
     A method on a network that fsad does not use, or on none, is compared with fsad on its first; one that saw
     all normal pictures, with every draw. Mean and bootstrap interval over categories and draws, each with the
-    mean of its shots. Empty if there is nothing to compare.
+    mean of its shots; where sets hold unequal numbers of categories also over sets, each the mean of its
+    categories, and draws. Empty if there is nothing to compare.
     """
     runs: dict[tuple[str, str], dict[tuple[str, int, int], float]] = defaultdict(dict)
     for result in results:
@@ -126,7 +127,10 @@ def lead_table(results: Sequence[dict[str, Any]], metric: str) -> str:
             run = _name(result), result["draw"], result["shots"]
             runs[result["method"], result["network"]][run] = result["metrics"][metric]
     first = next((network for method, network in runs if method == OURS), "")
-    lines = [_line(["method", "network", "difference", "95 % interval"]), "|---" * 4 + "|"]
+    sizes = Counter(name.partition("/")[0] for name in {_name(result) for result in results})
+    titles = ["method", "network", "difference", "95 % interval"]
+    titles += ["difference of sets", "95 % interval"] if len({*sizes.values()}) > 1 else []
+    lines = [_line(titles), "|---" * len(titles) + "|"]
     for (method, network), theirs in runs.items():
         same, leads = (OURS, network) in runs, defaultdict(list)
         for (name, draw, shots), value in runs.get((OURS, network if same else first), {}).items():
@@ -134,11 +138,20 @@ def lead_table(results: Sequence[dict[str, Any]], metric: str) -> str:
             if other is not None:
                 leads[name, draw].append(value - other)
         if method != OURS and len(leads) > 1:
-            values = [mean(lead) for _, lead in sorted(leads.items())]
-            low, high = confidence_interval(values)
             label = network if same else f"{network}, fsad on {first}"
-            lines.append(_line([method, label, f"{mean(values):+.4f}", f"{low:+.4f} to {high:+.4f}"]))
+            values, of_sets = dict[tuple[str, int], float](), defaultdict(list)
+            for (name, draw), lead in sorted(leads.items()):
+                values[name, draw] = mean(lead)
+                of_sets[name.partition("/")[0], draw].append(values[name, draw])
+            columns = [[*values.values()], [mean(each) for each in of_sets.values()]]
+            cells = chain.from_iterable(map(_lead, columns[: len(titles) // 2 - 1]))
+            lines.append(_line([method, label, *cells]))
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _lead(values: Sequence[float]) -> tuple[str, str]:
+    low, high = confidence_interval(values)
+    return f"{mean(values):+.4f}", f"{low:+.4f} to {high:+.4f}"
 
 
 def _interval(values: Sequence[float]) -> str:

@@ -63,11 +63,11 @@ class LangevinSampler:
 
         Returns where the chains end, of the shape of ``start``; detached unless ``differentiable``.
 
-        Raises DivergedError: it is not finite.
+        Raises DivergedError: a step is not finite, before it is clamped. (On a GPU nobody looks: NaN stays.)
         """
         if not 0 <= differentiable <= self.steps:
             raise InputError(f"differentiable counts steps, 0 to {self.steps}; got {differentiable}")
-        sample = start if differentiable == self.steps else start.detach()
+        sample = start if 0 < differentiable == self.steps else start.detach()
         for step in range(self.steps):
             keep_graph = step >= self.steps - differentiable
             with torch.inference_mode(False), torch.enable_grad():
@@ -76,12 +76,12 @@ class LangevinSampler:
                 # The sum's gradient is each picture's own, whatever the batch.
                 (gradient,) = torch.autograd.grad(energy(sample).sum(), sample, create_graph=keep_graph)
                 moved = sample - self.step_size / 2 * gradient
+            if moved.device.type == "cpu" and not moved.detach().isfinite().all():
+                size = f"step_size={self.step_size:g}"
+                raise DivergedError(f"Langevin sampling diverged: {size} is too large for this energy")
             if self.noise:
                 moved = moved + self.noise * torch.empty_like(sample).normal_(generator=generator)
             if self.limits is not None:
                 moved = moved.clamp(*self.limits)
             sample = moved if keep_graph else moved.detach()
-        if sample.device.type == "cpu" and not sample.detach().isfinite().all():
-            size = f"step_size={self.step_size:g}"
-            raise DivergedError(f"Langevin sampling diverged: {size} is too large for this energy")
         return sample

@@ -28,6 +28,7 @@ from fsad.model_file import read_model, write_model
 from fsad.training_log import TrainingLog
 
 CHECKPOINT = "checkpoint.safetensors"
+FEW = 4  # differences of settings that a message lists
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,10 @@ class EpisodicTrainer:
         if not self.checkpoint.exists():
             raise InputError(f"{self.folder} holds no {CHECKPOINT} to resume from; train without resuming")
         tensors, saved = read_model(self.checkpoint, "EpisodicTrainer")
-        if differences := "; ".join(_differences(saved["settings"], self.settings)):
-            begun = f"the training in {self.folder} was begun with other settings: {differences}"
+        if differences := _differences(saved["settings"], self.settings):
+            more = f"; and {len(differences) - FEW} more" if len(differences) > FEW else ""
+            listed = "; ".join(differences[:FEW]) + more
+            begun = f"the training in {self.folder} was begun with other settings: {listed}"
             raise InputError(f"{begun}; resume it with its own, or begin another in a new folder")
         try:
             self._restore(tensors)
@@ -315,10 +318,12 @@ def _leave_processes() -> None:
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Where two nested dictionaries differ, in words."""
+    """Where two nested dictionaries differ, in words; of lists, which entries."""
+    if isinstance(old, list) and isinstance(new, list):
+        old, new = ({str(i): each for i, each in enumerate(values)} for values in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
-        for key in sorted(old.keys() | new.keys()):
+        for key in dict.fromkeys([*old, *new]):
             found += _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
         return found
     return [] if old == new else [f"{name} was {old}, is {new}"]
