@@ -91,6 +91,7 @@ def test_ill_fitting_arguments_are_named() -> None:
     refused("tau", tau=None)
     refused("tau > 0", tau=[1.0, 2.0])
     refused("tau > 0", tau=0.0)
+    refused("take a smaller tau", tau=1e14)
     refused("must not require grad", tau=torch.tensor(1.0, requires_grad=True))
     refused("must not require grad", lambdas=torch.tensor([0.1], requires_grad=True))
     refused("step must be", step=0.0)

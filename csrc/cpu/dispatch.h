@@ -41,7 +41,7 @@ inline bool has_cpu_isa(const char* name) {
 }
 
 // The instruction set in use: the widest there is, unless FSAD_CPU_ISA in the environment names another.
-// `fsad doctor` compares them; AVX-512 was the faster one on both kinds of processor it was measured on.
+// `fsad doctor` compares them; AVX-512 was the faster one on all three kinds of processor it was measured on.
 inline const char* cpu_isa() {
   static const char* const chosen = [] {
     const char* usual = has_cpu_isa("avx512") ? "avx512" : has_cpu_isa("avx2") ? "avx2" : "portable";

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from operator import mul
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ SHRINKAGES = ("none", "soft", "sigshrink")
 BACKENDS = ("auto", "native", "reference")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_ITERATIONS = 32
+SHARPEST = 1e12  # of τλ: beyond, float32's derivatives of SigShrink are of no digit
 
 
 def use_native(
@@ -78,6 +80,9 @@ def check_schedule(
         taus = taus * len(lambdas) if len(taus) == 1 else taus
         if len(taus) != len(lambdas) or min(taus) <= 0:
             raise InputError(f"expected one tau > 0, or one a step ({len(lambdas)}); got {taus}")
+        if (sharpness := max(map(mul, taus, lambdas))) > SHARPEST:
+            limit = f"a sharpness tau·λ of {SHARPEST:g} already is a hard threshold, which has no derivatives"
+            raise InputError(f"{limit}; got {sharpness:g}: take a smaller tau")
     else:
         taus = [1.0] * len(lambdas)  # not read by the other shrinkages
     return lambdas, taus

@@ -38,7 +38,8 @@ def sigshrink(u: Tensor, lam: float, tau: float) -> Tensor:
     Args:
         u: any floating tensor.
         lam: threshold λ ≥ 0, in the units of ``u``.
-        tau: sharpness τ > 0, per unit of ``u``; soft steps for small τ, a hard threshold as τ → ∞.
+        tau: sharpness τ > 0, per unit of ``u``; soft steps for small τ, a hard threshold as τ → ∞ (τλ up to
+            1e12 is taken).
     """
     (lam,), (tau,) = check_schedule([lam], tau, "sigshrink")
     return reference.sigshrink(u, lam, tau)
