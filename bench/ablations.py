@@ -54,7 +54,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    given = {"procedural": 300, "shots": 3, "queries": 3, "size": chosen.size, "seed": chosen.seed}
+    given = {
+        "architecture": {"name": "small_resnet", "stride": 4, "seed": chosen.seed},  # as of `fsad train`
+        "procedural": 300,
+        "shots": 3,
+        "queries": 3,
+        "size": chosen.size,
+        "seed": chosen.seed,
+    }
     schedule = Schedule(chosen.updates, chosen.episodes)
     logs, lines = {}, [f"| arm | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, changes in ARMS.items():
