@@ -13,10 +13,8 @@ from sklearn.metrics import roc_auc_score
 from fsad import networks
 from fsad.energy import AdaptiveEnergyModel
 from fsad.episodes import Category, Episodes, ProceduralCategory, categories_of
-from fsad.episodic import EpisodeLoss
+from fsad.episodic import EpisodeLoss, LangevinSampler, MamlLoss
 from fsad.errors import FsadError, InputError
-from fsad.langevin import LangevinSampler
-from fsad.maml import MamlLoss
 from fsad.procedural import HELD_OUT
 from fsad.sparse_coding import SparseCodingLayer
 from fsad.trainer import EpisodicTrainer, Schedule
