@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fsad.energy import AdaptiveEnergyModel
 from fsad.errors import DivergedError, InputError
 
+TERMS = ("reconstruction", "contrast", "restraint", "separation")  # of the loss, each with its weight
 VISIBLE = 0.05  # a defect is where it changes a pixel by more
 SMALL = 1e-4  # added to energies, so that ratios of what is nearly 0 do not count
 
@@ -125,8 +126,7 @@ class EpisodeLoss(nn.Module):
         differentiable: int | None = None,
     ) -> None:
         super().__init__()
-        weights = {"reconstruction": reconstruction, "contrast": contrast}
-        weights |= {"restraint": restraint, "separation": separation}
+        weights = dict(zip(TERMS, (reconstruction, contrast, restraint, separation), strict=True))
         for name, weight in weights.items():
             if not 0 <= weight < math.inf:
                 raise InputError(f"the loss cannot weigh {name} by {weight}; expected a number of 0 or more")
@@ -144,14 +144,11 @@ class EpisodeLoss(nn.Module):
         foreign: Tensor,
         number: int,
     ) -> dict[str, Tensor]:
-        """One episode.
+        """One ``fsad.episodes.Episode``: its number seeds the noise.
 
         Args:
             support: (K, 3, H, W).
-            query, corrupted: q and q̂, (M, 3, H, W).
-            defective: q with defects, (M, 3, H, W).
-            foreign: pictures of other products, (M, 3, H, W), or none.
-            number: the episode's; seeds the noise.
+            query, corrupted, defective, foreign: q, q̂ and negatives, (M, 3, H, W); foreign ones may be none.
 
         Returns:
             ``"loss"``, to be differentiated, and detached: ``"reconstruction"``, ``"contrast"``,
@@ -175,9 +172,8 @@ class EpisodeLoss(nn.Module):
             for negative, where in zip(negatives, (shown, torch.ones_like(shown)), strict=True):
                 if len(negative):
                     separation = separation + _separation(maps[: len(query)], negative, where)
-        parts = {"reconstruction": error, "contrast": contrast}
-        parts |= {"restraint": restraint, "separation": separation}
-        loss = sum(self.weights[name] * part for name, part in parts.items())
+        parts = zip(TERMS, (error, contrast, restraint, separation), strict=True)
+        loss = sum(self.weights[name] * part for name, part in parts)
         seen = {"reconstruction": error, "start": F.mse_loss(corrupted, query), "contrast": contrast}
         seen |= {"separation": separation, "normal": normal.mean(), "sampled": sampled.mean()}
         with torch.no_grad():

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,10 @@ class EpisodicTrainer:
         )
         parallel = DistributedDataParallel(self.loss) if self.world > 1 else self.loss
         log = TrainingLog(self.folder, self.update) if self.rank == 0 else None
-        with _signals() as received, _arriving(loader) as arriving:
+        with _signals() as received, ExitStack() as at_the_end:
+            arriving: Any = iter(loader)
+            if self.workers:  # no signal stops them
+                at_the_end.callback(arriving._shutdown_workers)
             while self.update < self.schedule.updates:
                 with self._saving(log):
                     row, episode, sample = self._differentiate(parallel, arriving)
@@ -204,11 +207,10 @@ class EpisodicTrainer:
             episode = next(episodes)
             if isinstance(episode, Exception):
                 raise episode
-            # Gradients are exchanged once an update, not once an episode.
-            alone: AbstractContextManager[Any] = nullcontext()
-            if isinstance(parallel, DistributedDataParallel) and i < count - 1:
-                alone = parallel.no_sync()
-            with alone, torch.autocast(self.device.type, torch.bfloat16, short):
+            with ExitStack() as stack:
+                if isinstance(parallel, DistributedDataParallel) and i < count - 1:
+                    stack.enter_context(parallel.no_sync())  # gradients are exchanged once an update
+                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, short))
                 pictures = [tensor.to(self.device) for tensor in episode[:-1]]
                 result = parallel(*pictures, episode.number)
                 (result["loss"] / count).backward()
@@ -222,8 +224,7 @@ class EpisodicTrainer:
             means /= self.world
         row = {"update": float(self.update), **dict(zip(sums, means.tolist(), strict=True))}
         row["gradient"] = float(norm)
-        wrong = [name for name, value in row.items() if not math.isfinite(value)]
-        if wrong:
+        if wrong := [name for name, value in row.items() if not math.isfinite(value)]:
             raise DivergedError(f"{', '.join(wrong)} not finite")
         return row, episode, sample
 
@@ -254,28 +255,17 @@ class EpisodicTrainer:
         self.optimizer.load_state_dict(state)
 
 
+@dataclass
 class _Drawn(Dataset[Any]):
     """Episodes, or what is wrong with their pictures: what a worker raises, torch buries in a traceback."""
 
-    def __init__(self, episodes: Episodes) -> None:
-        self._episodes = episodes
+    episodes: Episodes
 
     def __getitem__(self, number: int) -> Episode | Exception:
         try:
-            return self._episodes[number]
+            return self.episodes[number]
         except (FsadError, OSError) as error:
             return error
-
-
-@contextmanager
-def _arriving(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
-    """What the loader's workers make; they are told to stop at the end, since no signal stops them."""
-    arriving: Any = iter(loader)
-    try:
-        yield arriving
-    finally:
-        if loader.num_workers:
-            arriving._shutdown_workers()
 
 
 def _ignore_signals(worker: int) -> None:
