@@ -153,7 +153,7 @@ class Episodes(Dataset[Episode]):
 
     def _pictures(self, drawn: Iterable[tuple[Category, int]]) -> Tensor:
         pictures = [category.picture(number, self.size) for category, number in drawn]
-        pixels = np.array(pictures, np.uint8).reshape(-1, self.size, self.size, 3)
+        pixels = np.array(pictures, np.uint8).reshape(len(pictures), self.size, self.size, 3)
         return torch.from_numpy(pixels).movedim(3, 1).contiguous().float() / 255
 
 

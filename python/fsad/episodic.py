@@ -20,7 +20,7 @@ SMALL = 1e-4  # added to energies, so that ratios of what is nearly 0 do not cou
 
 @dataclass(eq=False)
 class LangevinSampler:
-    """x ← x − (β/2)·∂E/∂x + noise, ``steps`` times (eq. 4 of the paper).
+    """Moves pictures down the energy: x ← x − (β/2)·∂E/∂x + noise, ``steps`` times (eq. 4 of the paper).
 
     An energy that is a *mean* over pixels has gradients as small as one over their number: β is then large,
     and eq. 4's own noise √β·N(0, I) would drown the picture, which is why ``noise`` can be set apart.
@@ -199,7 +199,10 @@ def _separation(normal: Tensor, negative: Tensor, where: Tensor) -> Tensor:
 
 
 class MamlLoss(nn.Module):
-    """The error on the query of an autoencoder adapted to the support, derived through the adaptation.
+    """MAML-AE, the paper's baseline: the error on the query of an autoencoder adapted to the support.
+
+    Model-agnostic meta-learning (Finn et al., arXiv 1703.03400): derived through the adaptation, with the
+    mean squared error of reconstruction as the loss inside and outside.
 
     Args:
         autoencoder: what is meta-learned.
@@ -214,7 +217,7 @@ class MamlLoss(nn.Module):
         self.autoencoder, self.steps, self.rate = autoencoder, steps, rate
 
     def forward(self, support: Tensor, query: Tensor, corrupted: Tensor, *_: Any) -> dict[str, Tensor]:
-        """One episode, as ``fsad.episodic.EpisodeLoss`` takes it; ``"sample"`` is what becomes of q̂."""
+        """One episode, as ``EpisodeLoss`` takes it; ``"sample"`` is what becomes of q̂."""
         adapted = self.adapt(support, second_order=True)
         error = self._errors(adapted, query).mean()
         with torch.no_grad():

@@ -65,7 +65,7 @@ def merge_levels(levels: list[Tensor]) -> Tensor:
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 (arXiv 1905.11946, without squeeze-excite) up to block 10.
+    """EfficientNet-Lite0 (arXiv 1905.11946, without squeeze-excite) up to block 10: the default backbone.
 
     Blocks 4 (stride 8, 40 channels) and 10 (stride 16, 112 channels) give (B, 152, ⌈H/8⌉, ⌈W/8⌉).
     """

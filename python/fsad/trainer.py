@@ -276,16 +276,15 @@ def _ignore_signals(worker: int) -> None:
 
 def _join_processes(name: str) -> tuple[int, int, torch.device]:
     """Rank, number and device of the processes; joins those that ``torchrun`` started."""
-    on_cpu, rank, world = usable_device(name) == "cpu", 0, 1
+    device, rank, world = torch.device(usable_device(name)), 0, 1
     if "WORLD_SIZE" in os.environ:
         if not distributed.is_initialized():
-            distributed.init_process_group("gloo" if on_cpu else "nccl")
+            distributed.init_process_group("gloo" if device.type == "cpu" else "nccl")
             atexit.register(_leave_processes)
         rank, world = distributed.get_rank(), distributed.get_world_size()
-    if on_cpu:
-        return rank, world, torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
-    torch.cuda.set_device(device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
+        torch.cuda.set_device(device)
     return rank, world, device
 
 
