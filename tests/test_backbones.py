@@ -8,9 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fsad.backbones import Backbone, load_backbone
-from fsad.efficientnet import EfficientNetLite0, _SameConv
 from fsad.errors import FsadError, InputError
-from fsad.networks import SmallResNet
+from fsad.networks import EfficientNetLite0, SmallResNet, _SameConv
 
 
 @pytest.fixture(scope="module")

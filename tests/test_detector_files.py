@@ -9,9 +9,8 @@ from detectors import BAD, GOOD, NORMAL, SIDE, TinyBackbone, make, odd
 
 from fsad import FewShotDetector, SparseCodingLayer
 from fsad.errors import InputError, ModelFileError
-from fsad.maml import Autoencoder
 from fsad.model_file import read_model, write_model
-from fsad.networks import save_network
+from fsad.networks import Autoencoder, save_network
 
 
 def test_saved_and_loaded_detector_decides_alike(adapted, tmp_path):

@@ -9,8 +9,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from fsad.corruption import CORRUPTIONS, corrupt
-from fsad.episodes import Episodes, Numbers, PictureCategory, ProceduralCategory, categories_of
+from fsad.episodes import (
+    CORRUPTIONS,
+    Episodes,
+    PictureCategory,
+    ProceduralCategory,
+    categories_of,
+    corrupt,
+    numbers,
+)
 from fsad.errors import InputError
 from fsad.images import list_images
 
@@ -52,7 +59,7 @@ def test_an_episode_depends_on_its_number_alone():
 
 def test_workers_give_the_same_episodes():
     episodes = Episodes([ProceduralCategory(i) for i in range(3)], shots=2, queries=1, size=16)
-    loader = DataLoader(episodes, batch_size=None, sampler=Numbers(0, 6, 1, 0, 1), num_workers=2)
+    loader = DataLoader(episodes, batch_size=None, sampler=numbers(range(6), 1, 0, 1), num_workers=2)
     for number, episode in enumerate(loader):
         assert episode.number == number
         assert (episode.corrupted == episodes[number].corrupted).all()
@@ -87,11 +94,11 @@ def test_foreign_pictures_are_of_other_categories():
 
 
 def test_each_update_is_dealt_out_among_processes():
-    alone = list(Numbers(2, 5, 4, 0, 1))
-    shared = [list(Numbers(2, 5, 2, rank, 2)) for rank in (0, 1)]
-    assert alone == list(range(8, 20)) and len(Numbers(2, 5, 4, 0, 1)) == 12
+    alone = numbers(range(2, 5), 4, 0, 1)
+    shared = [numbers(range(2, 5), 2, rank, 2) for rank in (0, 1)]
+    assert alone == list(range(8, 20))
     for update in range(3):
-        together = [number for numbers in shared for number in numbers[2 * update : 2 * update + 2]]
+        together = [number for dealt in shared for number in dealt[2 * update : 2 * update + 2]]
         assert together == alone[4 * update : 4 * update + 4]
 
 

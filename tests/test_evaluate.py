@@ -25,9 +25,8 @@ from fsad.evaluation_plots import write_plots
 from fsad.evaluation_tables import table, write_tables
 from fsad.frames import score_maps
 from fsad.images import resize
-from fsad.maml import Autoencoder
 from fsad.metrics import frame_auc
-from fsad.networks import SmallResNet, save_network
+from fsad.networks import Autoencoder, SmallResNet, save_network
 from fsad.trained_autoencoder import TrainedAutoencoder
 from fsad.video import Video, VideoCategory
 

@@ -20,10 +20,10 @@ from PIL import Image
 
 import fsad
 from fsad.episodes import Episodes, ProceduralCategory
+from fsad.episodic import MamlLoss
 from fsad.errors import DivergedError, InputError, ModelFileError
-from fsad.maml import Autoencoder, MamlLoss
 from fsad.model_file import read_model
-from fsad.networks import SmallResNet, load_network, save_network
+from fsad.networks import Autoencoder, SmallResNet, load_network, save_network
 from fsad.recipe import Recipe, run
 from fsad.sparse_coding import SparseCodingLayer
 from fsad.trainer import EpisodicTrainer, Schedule

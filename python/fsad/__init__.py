@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from fsad.detector import FewShotDetector as FewShotDetector
     from fsad.energy import AdaptiveEnergyModel as AdaptiveEnergyModel
     from fsad.episodic import EpisodeLoss as EpisodeLoss
+    from fsad.episodic import LangevinSampler as LangevinSampler
     from fsad.errors import FsadError as FsadError
-    from fsad.langevin import LangevinSampler as LangevinSampler
     from fsad.sparse_coding import SparseCode as SparseCode
     from fsad.sparse_coding import SparseCodingLayer as SparseCodingLayer
     from fsad.trainer import EpisodicTrainer as EpisodicTrainer
@@ -23,7 +23,7 @@ _HOMES = {
     "EpisodicTrainer": "fsad.trainer",
     "FewShotDetector": "fsad.detector",
     "FsadError": "fsad.errors",
-    "LangevinSampler": "fsad.langevin",
+    "LangevinSampler": "fsad.episodic",
     "SparseCode": "fsad.sparse_coding",
     "SparseCodingLayer": "fsad.sparse_coding",
 }

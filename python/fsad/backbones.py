@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fsad.efficientnet import EfficientNetLite0, merge_levels
 from fsad.errors import FsadError, InputError, ModelFileError
 from fsad.model_file import digest
-from fsad.networks import SHIPPED, SmallResNet, load_network
+from fsad.networks import SHIPPED, EfficientNetLite0, SmallResNet, load_network, merge_levels
 from fsad.sparse_coding import DEFAULT_SETTINGS, SparseCodingLayer
 
 

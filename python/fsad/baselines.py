@@ -15,8 +15,9 @@ from torch import Tensor
 from fsad.backbones import Backbone
 from fsad.dictionary import thin
 from fsad.energy import AdaptiveEnergyModel
+from fsad.episodic import MamlLoss
 from fsad.errors import InputError, NotAdaptedError
-from fsad.maml import Autoencoder, MamlLoss
+from fsad.networks import Autoencoder
 from fsad.sparse_coding import SparseCodingLayer
 from fsad.trained_autoencoder import TrainedAutoencoder
 from fsad.whitening import second_moment, unit_length, whitening_matrix

@@ -20,8 +20,8 @@ from fsad.energy import MAP_KINDS, AdaptiveEnergyModel, augmented
 from fsad.errors import DivergedError, InputError, ModelFileError, NotAdaptedError
 from fsad.frames import Picture, PictureResult
 from fsad.images import load_image
-from fsad.maml import Autoencoder
 from fsad.model_file import read_model, write_model
+from fsad.networks import Autoencoder
 from fsad.sparse_coding import SparseCodingLayer
 
 INPUT_SIZE = 256  # side of pictures, where neither the caller nor a training says it

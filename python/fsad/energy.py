@@ -55,11 +55,10 @@ class AdaptiveEnergyModel(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.energy(images)
-
-    def energy(self, images: Tensor) -> Tensor:
         """E(x; D) of each image, the mean of its energy map: (B, 3, H, W) -> (B,)."""
         return self.energy_map(images).mean((1, 2))
+
+    energy = forward
 
     def energy_map(self, images: Tensor) -> Tensor:
         """Energy of each position of the feature map: (B, 3, H, W) -> (B, h, w)."""

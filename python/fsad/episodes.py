@@ -1,8 +1,11 @@
-"""Episodes: few-shot tasks drawn from many categories of normal pictures (section 3.2, Algorithm 1)."""
+"""Episodes: few-shot tasks drawn from many categories of normal pictures (section 3.2, Algorithm 1).
+
+Corruptions turn their queries into starting points of "learning from inpainting".
+"""
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -12,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fsad.corruption import corrupt
 from fsad.datasets import DATASETS, folders, load, read_picture
 from fsad.errors import InputError
 from fsad.images import display_name, list_images, resize
-from fsad.procedural import ProceduralTask
+from fsad.procedural import ProceduralTask, spoil
 
 FRAMES = 500
+SIDES = (0.1, 0.4)  # shortest and longest side of a patch of corruption, as a share of the picture's
 
 
 class Category(Protocol):
@@ -105,7 +108,7 @@ class Episodes(Dataset[Episode]):
     shots: int = 10  # K, the support's pictures
     queries: int = 4  # M, other pictures of the same category
     size: int = 64  # pictures are resized to this square
-    corruptions: Sequence[str] = ("noise",)  # see ``fsad.corruption``; each query gets one of them
+    corruptions: Sequence[str] = ("noise",)  # of ``CORRUPTIONS``; each query gets one of them
     defects: Sequence[str] = ("defect", "cut-paste")  # likewise
     augment: bool = True  # flip and turn by 90°, one transform an episode
     seed: int = 0
@@ -136,37 +139,86 @@ class Episodes(Dataset[Episode]):
         rng = np.random.default_rng([self.seed, number])
         category = self.categories[int(rng.integers(len(self.categories)))]
         drawn = rng.choice(len(category), self.shots + self.queries, replace=False)
-        pictures = torch.stack([_as_tensor(category.picture(int(i), self.size)) for i in drawn])
+        pictures = self._pictures((category, int(i)) for i in drawn)
         if self.augment:
             pictures = torch.rot90(pictures, int(rng.integers(4)), (2, 3))
             pictures = pictures.flip(3) if rng.integers(2) else pictures
         support, query = pictures.contiguous().split([self.shots, self.queries])
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         corrupted, defective = (corrupt(query, k, generator) for k in (self.corruptions, self.defects))
-        return Episode(support, query, corrupted, defective, self._foreign(category, rng), number)
-
-    def _foreign(self, category: Category, rng: np.random.Generator) -> Tensor:
         others = [other for other in self.categories if other is not category]
-        drawn = [others[int(rng.integers(len(others)))] for _ in range(self.queries) if others]
-        stack = [_as_tensor(other.picture(int(rng.integers(len(other))), self.size)) for other in drawn]
-        return torch.stack(stack) if stack else torch.empty(0, 3, self.size, self.size)
+        strangers = [others[int(rng.integers(len(others)))] for _ in range(self.queries) if others]
+        foreign = self._pictures((other, int(rng.integers(len(other)))) for other in strangers)
+        return Episode(support, query, corrupted, defective, foreign, number)
+
+    def _pictures(self, drawn: Iterable[tuple[Category, int]]) -> Tensor:
+        pictures = [category.picture(number, self.size) for category, number in drawn]
+        pixels = np.array(pictures, np.uint8).reshape(len(pictures), self.size, self.size, 3)
+        return torch.from_numpy(pixels).movedim(3, 1).contiguous().float() / 255
 
 
-def _as_tensor(picture: np.ndarray) -> Tensor:
-    return torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+def numbers(updates: Sequence[int], per_process: int, rank: int, world: int) -> list[int]:
+    """Episodes of one of ``world`` processes: those of each update are dealt out among them."""
+    firsts = ((update * world + rank) * per_process for update in updates)
+    return [first + i for first in firsts for i in range(per_process)]
 
 
-class Numbers(torch.utils.data.Sampler[int]):
-    """Episode numbers of one of ``world`` processes: those of each update are dealt out among them."""
+def corrupt(images: Tensor, kinds: Sequence[str], generator: torch.Generator) -> Tensor:
+    """A copy of the images (B, C, H, W), each with one of the corruptions, drawn in turn.
 
-    def __init__(self, first_update: int, updates: int, per_process: int, rank: int, world: int) -> None:
-        self._updates, self._per_process = range(first_update, updates), per_process
-        self._rank, self._world = rank, world
+    Raises InputError for a kind that is not one of ``CORRUPTIONS``.
+    """
+    unknown = sorted(set(kinds) - set(CORRUPTIONS))
+    if unknown or not kinds:
+        raise InputError(f"corruptions are of {', '.join(CORRUPTIONS)}; got {', '.join(unknown) or 'none'}")
+    drawn = torch.randint(len(kinds), (len(images),), generator=generator).tolist()
+    corrupted = images.clone()
+    for image, kind in zip(corrupted, drawn, strict=True):
+        CORRUPTIONS[kinds[kind]](image, generator)
+    return corrupted
 
-    def __len__(self) -> int:
-        return len(self._updates) * self._per_process
 
-    def __iter__(self) -> Iterator[int]:
-        for update in self._updates:
-            first = (update * self._world + self._rank) * self._per_process
-            yield from range(first, first + self._per_process)
+def _noise(image: Tensor, generator: torch.Generator) -> None:
+    image.copy_(torch.rand(image.shape, generator=generator))
+
+
+def _cut_paste(image: Tensor, generator: torch.Generator) -> None:
+    """A patch moved elsewhere, its brightness changed a little (CutPaste, arXiv 2104.04015)."""
+    patch = _patch(image, generator)
+    source = _somewhere(image, patch.shape[1], patch.shape[2], generator)
+    gain = 0.8 + 0.4 * torch.rand((), generator=generator)
+    patch.copy_((gain * source).clamp(0, 1))
+
+
+def _defect(image: Tensor, generator: torch.Generator) -> None:
+    """A scratch, spot, dent … as on the procedural products."""
+    rng = np.random.default_rng(_below(2**62, generator))
+    image.copy_(torch.from_numpy(spoil(image.permute(1, 2, 0).numpy(), rng)).permute(2, 0, 1))
+
+
+def _patch(image: Tensor, generator: torch.Generator) -> Tensor:
+    """A view of a random rectangle of the image (C, H, W)."""
+    shortest, longest = SIDES
+    shares = shortest + (longest - shortest) * torch.rand(2, generator=generator)
+    height, width = (max(1, int(s * n)) for s, n in zip(shares.tolist(), image.shape[1:], strict=True))
+    return _somewhere(image, height, width, generator)
+
+
+def _somewhere(image: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
+    top = _below(image.shape[1] - height + 1, generator)
+    left = _below(image.shape[2] - width + 1, generator)
+    return image[:, top : top + height, left : left + width]
+
+
+def _below(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
+
+
+CORRUPTIONS: dict[str, Callable[[Tensor, torch.Generator], None]] = {
+    # Independent uniform noise in a patch (section 3.3).
+    "noise": lambda image, generator: _noise(_patch(image, generator), generator),
+    "cut-paste": _cut_paste,
+    "defect": _defect,
+    # Nothing but noise, where sampling usually starts: what section 3.3 does better than.
+    "noise-start": _noise,
+}

@@ -36,12 +36,12 @@ def check_kernels(devices: Sequence[str]) -> tuple[list[dict[str, Any]], list[st
     found: dict[tuple[str, ...], list[tuple[float, float, float]]] = {}
     left_out = []
     for device in devices:
-        able = device == "cpu" or torch.cuda.get_device_capability() >= (8, 0)
-        precisions = [name for name in PRECISIONS[device] if able or not _on_tensor_cores(name)]
-        if len(precisions) < len(PRECISIONS[device]):
-            major, minor = torch.cuda.get_device_capability()
+        precisions = PRECISIONS[device]
+        if device != "cpu" and (capability := torch.cuda.get_device_capability()) < (8, 0):
+            precisions = tuple(name for name in precisions if EPS[name] <= EPS["float32"])
             needed = "bfloat16, float16 and TF32 on cuda: they need compute capability 8.0 or newer"
-            left_out.append(f"{needed}, and {torch.cuda.get_device_name()} has {major}.{minor}")
+            has = "{}.{}".format(*capability)
+            left_out.append(f"{needed}, and {torch.cuda.get_device_name()} has {has}")
         for problem, name in product(_problems(device), precisions):
             for kernel, numbers in _compare(problem, device, name).items():
                 path = problem.path(kernel, device, _dtype(name))
@@ -108,22 +108,17 @@ def cpu_milliseconds() -> float:
     queries, atoms = (torch.randn(count, 64, generator=generator) for count in (1024, 4096))
     queries.requires_grad_()
 
-    def once() -> float:
-        start = time.perf_counter()
-        functional.istc(queries, atoms, [0.02, 0.01], step=1e-4, tau=1e3).sum().backward()
-        return 1e3 * (time.perf_counter() - start)
+    def once() -> Sequence[Tensor]:
+        residual = functional.istc(queries, atoms, [0.02, 0.01], step=1e-4, tau=1e3)
+        return torch.autograd.grad(residual.sum(), queries)
 
-    return min(once() for _ in range(5))
+    return min(_timed("cpu", once)[1] for _ in range(5))
 
 
 def _problems(device: str) -> list[_Problem]:
     every = [_Problem(*c) for c in product(SIZES[device], (1, 3, 5), (3, 5), arguments.SHRINKAGES)]
     # Soft shrinkage's derivative jumps at the threshold, which one of millions of codes crosses by rounding.
     return [problem for problem in every if problem.size == SMALL or problem.shrinkage != "soft"]
-
-
-def _on_tensor_cores(precision: str) -> bool:
-    return precision == "tf32" or _dtype(precision).itemsize == 2
 
 
 def _dtype(precision: str) -> torch.dtype:
@@ -143,30 +138,29 @@ def _products_in(precision: str) -> Iterator[None]:
 
 def _compare(problem: _Problem, device: str, precision: str) -> dict[str, tuple[float, float, float]]:
     """Error, allowed error and milliseconds of each native kernel."""
-    dtype = _dtype(precision)
-    with _products_in(precision):
-        native = problem.run(device, dtype, "native", dtype)
-        if device == "cuda":  # the first run of a kernel loads it
-            native = problem.run(device, dtype, "native", dtype)
-    errors = _errors(native, problem.run(device, torch.float64, "reference", dtype))
-    usual = torch.float32 if dtype == torch.float64 else dtype
-    with _products_in("full"):
-        plain = problem.run(device, usual, "reference", usual)
-    yardsticks = _errors(plain, problem.run(device, torch.float64, "reference", usual))
-    eps, usual_eps = EPS[precision], torch.finfo(usual).eps
+    native = _measure(problem, device, precision, "native")
+    usual = "float32" if precision in ("float64", "tf32") else precision
+    plain = _measure(problem, device, usual, "reference")
+    eps = EPS[precision]
     roundings = (16 if eps <= EPS["float32"] else 2) * eps
-    allowed = {name: 4 * error * eps / usual_eps + roundings for name, error in yardsticks.items()}
-    return {name: (error, allowed[name], native[name][1]) for name, error in errors.items()}
+    allowed = {kernel: 4 * error * eps / EPS[usual] + roundings for kernel, (error, _) in plain.items()}
+    return {kernel: (error, allowed[kernel], spent) for kernel, (error, spent) in native.items()}
 
 
-@torch.no_grad()
-def _errors(results: Results, truths: Results) -> dict[str, float]:
-    """The largest relative error of the tensors of each kernel; NaN if there is one."""
-    errors = {}
-    for kernel, (tensors, _) in results.items():
-        pairs = zip(tensors, truths[kernel][0], strict=True)
-        errors[kernel] = float(torch.stack([(x.double() - e).norm() / e.norm() for x, e in pairs]).max())
-    return errors
+def _measure(problem: _Problem, device: str, precision: str, backend: str) -> dict[str, tuple[float, float]]:
+    """The largest relative error of the tensors of each kernel, NaN if there is one; and milliseconds."""
+    dtype, measured = _dtype(precision), {}
+    with _products_in(precision):
+        if device == "cuda" and backend == "native":  # the first run of a kernel loads it
+            problem.run(device, dtype, backend, dtype)
+        results = problem.run(device, dtype, backend, dtype)
+    truths = problem.run(device, torch.float64, "reference", dtype)
+    with torch.no_grad():
+        for kernel, (tensors, spent) in results.items():
+            pairs = zip(tensors, truths[kernel][0], strict=True)
+            errors = torch.stack([(x.double() - e).norm() / e.norm() for x, e in pairs])
+            measured[kernel] = float(errors.max()), spent
+    return measured
 
 
 def _timed(device: str, compute: Callable[[], Sequence[Tensor]]) -> tuple[list[Tensor], float]:

@@ -13,10 +13,8 @@ from sklearn.metrics import roc_auc_score
 from fsad import networks
 from fsad.energy import AdaptiveEnergyModel
 from fsad.episodes import Category, Episodes, ProceduralCategory, categories_of
-from fsad.episodic import EpisodeLoss
+from fsad.episodic import TERMS, EpisodeLoss, LangevinSampler, MamlLoss
 from fsad.errors import FsadError, InputError
-from fsad.langevin import LangevinSampler
-from fsad.maml import MamlLoss
 from fsad.procedural import HELD_OUT
 from fsad.sparse_coding import SparseCodingLayer
 from fsad.trainer import EpisodicTrainer, Schedule
@@ -94,16 +92,13 @@ class Recipe:
         layer = _made(SparseCodingLayer, "sparse_coding", self.sparse_coding)
         network = _made(networks.build, "architecture", self.architecture)
         sampler = LangevinSampler(self.steps, self.step_size * 3 * self.size**2, self.noise, (0.0, 1.0))
-        terms = ("reconstruction", "contrast", "restraint", "separation")
-        weights = {name: getattr(self, name) for name in terms}
-        model = AdaptiveEnergyModel(network, layer)
-        return EpisodeLoss(model, sampler, **weights)
+        weights = {name: getattr(self, name) for name in TERMS}
+        return EpisodeLoss(AdaptiveEnergyModel(network, layer), sampler, **weights)
 
     def episodes(self) -> Episodes:
         """Of all categories but those left out, and procedural tasks."""
         kept, left_out = self._split()
-        unknown = set(self.leave_out) - {category.name for category in left_out}
-        if unknown:
+        if unknown := set(self.leave_out) - {category.name for category in left_out}:
             raise InputError(f"no category is named {', '.join(sorted(unknown))}, so it cannot be left out")
         return self._episodes([*kept, *map(ProceduralCategory, range(self.procedural))], self.seed)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fsad.errors import NotAdaptedError
-from fsad.maml import Autoencoder
+from fsad.networks import Autoencoder
 
 
 @dataclass(eq=False)

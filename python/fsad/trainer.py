@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from fsad.backbones import usable_device
-from fsad.episodes import Episode, Episodes, Numbers
+from fsad.episodes import Episode, Episodes, numbers
 from fsad.errors import DivergedError, FsadError, InputError, ModelFileError
 from fsad.model_file import read_model, write_model
 from fsad.training_log import TrainingLog
 
 CHECKPOINT = "checkpoint.safetensors"
+STOPS = (signal.SIGINT, signal.SIGTERM)
 FEW = 4  # differences of settings that a message lists
 
 
@@ -81,8 +82,8 @@ class EpisodicTrainer:
         device: str = "cpu",
         workers: int = 0,
     ) -> None:
-        self.schedule, self.episodes, self.folder = schedule or Schedule(), episodes, Path(folder)
-        self.workers = workers
+        self.schedule, self.episodes, self.workers = schedule or Schedule(), episodes, workers
+        self.folder, self.checkpoint = Path(folder), Path(folder) / CHECKPOINT
         self.rank, self.world, self.device = _join_processes(device)
         self.loss = loss.to(self.device).train()
         trained = [p for p in loss.parameters() if p.requires_grad]
@@ -97,10 +98,6 @@ class EpisodicTrainer:
         self.settings: dict[str, Any] = json.loads(json.dumps(described))  # as a checkpoint gives them back
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / CHECKPOINT
 
     def resume(self) -> "EpisodicTrainer":
         """Take up the training that the folder's checkpoint holds.
@@ -142,21 +139,26 @@ class EpisodicTrainer:
         if self.update == 0 and self.rank == 0 and self.checkpoint.exists():
             advice = "resume it, or begin another in a new folder"
             raise InputError(f"{self.folder} already holds a training: {advice}")
-        numbers = Numbers(self.update, self.schedule.updates, self.schedule.episodes, self.rank, self.world)
+        updates = range(self.update, self.schedule.updates)
         loader: DataLoader[Any] = DataLoader(
             _Drawn(self.episodes),
             batch_size=None,
-            sampler=numbers,
+            sampler=numbers(updates, self.schedule.episodes, self.rank, self.world),
             num_workers=self.workers,
             worker_init_fn=_ignore_signals,
         )
         parallel = DistributedDataParallel(self.loss) if self.world > 1 else self.loss
         log = TrainingLog(self.folder, self.update) if self.rank == 0 else None
-        with _signals() as received, _arriving(loader) as arriving:
+        with _signals() as received, ExitStack() as at_the_end:
+            arriving: Any = iter(loader)
+            if self.workers:  # no signal stops them
+                at_the_end.callback(arriving._shutdown_workers)
             while self.update < self.schedule.updates:
                 with self._saving(log):
                     row, episode, sample = self._differentiate(parallel, arriving)
-                self._step()
+                self.optimizer.param_groups[0]["lr"] = self.schedule.rate_at(self.update)
+                self.optimizer.step()
+                self.update += 1
                 if log is not None:
                     log.rows.append(row)
                     progress(row)
@@ -198,18 +200,17 @@ class EpisodicTrainer:
 
     def _differentiate(self, parallel: nn.Module, episodes: Iterator[Any]) -> tuple[Any, Episode, Tensor]:
         """Gradients of an update; the row to log, an episode, and its sample."""
-        count = self.schedule.episodes
-        sums: dict[str, Tensor] = {}
+        count, on_gpu, sums = self.schedule.episodes, self.device.type == "cuda", dict[str, Tensor]()
+        short = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
         self.optimizer.zero_grad()
         for i in range(count):
             episode = next(episodes)
             if isinstance(episode, Exception):
                 raise episode
-            # Gradients are exchanged once an update, not once an episode.
-            alone: AbstractContextManager[Any] = nullcontext()
-            if isinstance(parallel, DistributedDataParallel) and i < count - 1:
-                alone = parallel.no_sync()
-            with alone, self._autocast():
+            with ExitStack() as stack:
+                if isinstance(parallel, DistributedDataParallel) and i < count - 1:
+                    stack.enter_context(parallel.no_sync())  # gradients are exchanged once an update
+                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, short))
                 pictures = [tensor.to(self.device) for tensor in episode[:-1]]
                 result = parallel(*pictures, episode.number)
                 (result["loss"] / count).backward()
@@ -223,16 +224,9 @@ class EpisodicTrainer:
             means /= self.world
         row = {"update": float(self.update), **dict(zip(sums, means.tolist(), strict=True))}
         row["gradient"] = float(norm)
-        wrong = [name for name, value in row.items() if not math.isfinite(value)]
-        if wrong:
+        if wrong := [name for name, value in row.items() if not math.isfinite(value)]:
             raise DivergedError(f"{', '.join(wrong)} not finite")
         return row, episode, sample
-
-    def _step(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate_at(self.update)
-        self.optimizer.step()
-        self.update += 1
 
     def _agree(self, received: list[int]) -> int:
         """The signal that any process received, for all to stop at the same update; 0 if there is none."""
@@ -240,10 +234,6 @@ class EpisodicTrainer:
         if self.world > 1:
             distributed.all_reduce(number, distributed.ReduceOp.MAX)
         return int(number)
-
-    def _autocast(self) -> torch.autocast:
-        able = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.autocast(self.device.type, torch.bfloat16, able)
 
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
@@ -258,56 +248,43 @@ class EpisodicTrainer:
         state = self.optimizer.state_dict()
         for i, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
             moments = {name: tensors[f"optimizer.{i}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
-            shape = moments["exp_avg"].shape
-            if shape != parameter.shape:
+            if (shape := moments["exp_avg"].shape) != parameter.shape:
                 raise ValueError(f"moment {i} is {tuple(shape)}, not {tuple(parameter.shape)}")
             state["state"][i] = moments
         self.loss.load_state_dict(weights)
         self.optimizer.load_state_dict(state)
 
 
+@dataclass
 class _Drawn(Dataset[Any]):
     """Episodes, or what is wrong with their pictures: what a worker raises, torch buries in a traceback."""
 
-    def __init__(self, episodes: Episodes) -> None:
-        self._episodes = episodes
+    episodes: Episodes
 
     def __getitem__(self, number: int) -> Episode | Exception:
         try:
-            return self._episodes[number]
+            return self.episodes[number]
         except (FsadError, OSError) as error:
             return error
 
 
-@contextmanager
-def _arriving(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
-    """What the loader's workers make; they are told to stop at the end, since no signal stops them."""
-    arriving: Any = iter(loader)
-    try:
-        yield arriving
-    finally:
-        if loader.num_workers:
-            arriving._shutdown_workers()
-
-
 def _ignore_signals(worker: int) -> None:
     """A signal to the whole group is for the main process, which needs its workers to end the update."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _join_processes(name: str) -> tuple[int, int, torch.device]:
     """Rank, number and device of the processes; joins those that ``torchrun`` started."""
-    on_cpu, rank, world = usable_device(name) == "cpu", 0, 1
+    device, rank, world = torch.device(usable_device(name)), 0, 1
     if "WORLD_SIZE" in os.environ:
         if not distributed.is_initialized():
-            distributed.init_process_group("gloo" if on_cpu else "nccl")
+            distributed.init_process_group("gloo" if device.type == "cpu" else "nccl")
             atexit.register(_leave_processes)
         rank, world = distributed.get_rank(), distributed.get_world_size()
-    if on_cpu:
-        return rank, world, torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
-    torch.cuda.set_device(device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
+        torch.cuda.set_device(device)
     return rank, world, device
 
 
@@ -333,10 +310,8 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
 def _signals() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM, so that an update is never left half done; a second one acts at once."""
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # Python delivers signals to the main thread, which is not ours
-        return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = threading.current_thread() is threading.main_thread()  # to which Python delivers signals
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (STOPS if ours else ())}
 
     def remember(number: int, frame: Any) -> None:
         received.append(number)

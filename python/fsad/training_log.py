@@ -29,24 +29,21 @@ class TrainingLog:
 
     def __init__(self, folder: Path, update: int) -> None:
         need_matplotlib()  # an error now rather than after the first updates
-        self.folder, self.rows = folder, list[dict[str, float]]()
-        if (folder / "log.csv").exists():
+        self.folder, self.path, self.rows = folder, folder / "log.csv", list[dict[str, float]]()
+        if self.path.exists():
             try:
-                with open(folder / "log.csv", newline="", encoding="utf-8") as file:
-                    rows = [
-                        {name: float(value) for name, value in row.items()} for row in csv.DictReader(file)
-                    ]
-                self.rows = [row for row in rows if row["update"] < update]
+                with open(self.path, newline="", encoding="utf-8") as file:
+                    rows = ({k: float(v) for k, v in row.items()} for row in csv.DictReader(file))
+                    self.rows = [row for row in rows if row["update"] < update]
             except (TypeError, ValueError, KeyError) as error:  # cut off, or saved by another program
                 advice = "remove it to go on without the earlier rows"
-                raise InputError(f"{folder / 'log.csv'} is damaged ({error}); {advice}") from error
+                raise InputError(f"{self.path} is damaged ({error}); {advice}") from error
 
     def flush(self) -> None:
         """Write all rows, if there are any."""
-        if not self.rows:
-            return
-        rows = ({**row, "update": int(row["update"])} for row in self.rows)
-        replace_csv(self.folder / "log.csv", list(self.rows[-1]), rows)
+        if self.rows:
+            rows = ({**row, "update": int(row["update"])} for row in self.rows)
+            replace_csv(self.path, list(self.rows[-1]), rows)
 
     def draw(self, episode: Episode, sample: Tensor) -> None:
         """Curves of all rows; and q, q̂ and LD(q̂) of an episode, one row each."""
