@@ -94,18 +94,15 @@ class StoredDictionary(nn.Module):
     all of it is about the mean of those that ``adapt`` saw, which stays when more join.
     """
 
-    def __init__(
-        self,
-        receptive_field: int,
-        step: str | float,
-        ridge: float,
-        normalize: bool,
-        center: bool,
-        max_atoms: int | None,
-    ) -> None:
+    receptive_field: int  # settings, of which ``SparseCodingLayer`` speaks
+    step: str | float
+    ridge: float
+    normalize: bool
+    center: bool
+    max_atoms: int | None
+
+    def __init__(self) -> None:
         super().__init__()
-        self.receptive_field, self.step, self.ridge = receptive_field, step, ridge
-        self.normalize, self.center, self.max_atoms = normalize, center, max_atoms
         self.register_buffer("mean", torch.empty(0))  # (c,); empty if not centred
         self.register_buffer("support", torch.empty(0))  # maps (K, c, h, w); empty: not adapted
         self.register_buffer("atom_index", torch.empty(0, dtype=torch.int64))  # (k,); empty for all
