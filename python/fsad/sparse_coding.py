@@ -155,7 +155,7 @@ class SparseCodingLayer(StoredDictionary):
             index = None
             if self.max_atoms is not None and support[0, :, 0].numel() > self.max_atoms:
                 index = torch.stack([thin(m, None, self.max_atoms, self.receptive_field) for m in support])
-            return self._ready(support, index, moment, mean)
+            return self._ready(support, index, moment)._replace(mean=mean)
 
     def _code(self, features: Tensor, dictionary: Dictionary, rebuild: bool, codes: bool) -> SparseCode:
         atoms, index, step, whitener, mean = dictionary
@@ -250,7 +250,6 @@ class SparseCodingLayer(StoredDictionary):
             "lambda_min": self.lambda_min > 0,
             "schedule": named or (isinstance(self.schedule, list) and len(self.schedule) == n),
             "sharpness": self.sharpness > 0,
-            "shrinkage": self.shrinkage in arguments.SHRINKAGES,
             "receptive_field": type(field) is int and field >= 1 and field % 2 == 1,
             "step": step in ("whiten", "lipschitz") or (type(step) in (int, float) and 0 < step < math.inf),
             "max_atoms": atoms is None or (type(atoms) is int and atoms >= 1),
