@@ -1,9 +1,4 @@
-"""The command `fsad`: adapt to normal pictures, detect anomalous ones.
-
-Exit codes: 0 all pictures scored, 1 failure, 2 wrong usage, 3 some pictures unreadable, 4 anomalous pictures
-found (only with --fail-on-anomaly, and then rather than 3). Tables go to standard output, progress and
-messages to standard error.
-"""
+"""The command `fsad`. Tables go to standard output, progress and messages to standard error."""
 
 import signal
 import sys
@@ -28,7 +23,7 @@ if TYPE_CHECKING:
 
     from fsad.detector import FewShotDetector
 
-UNREADABLE, ANOMALOUS = 3, 4
+UNREADABLE, ANOMALOUS = 3, 4  # exit codes, the second rather than the first; `epilog` has them all
 
 app = typer.Typer(
     help="Finds anomalous pictures after a look at a few normal ones. Start with `fsad demo`.",
@@ -84,9 +79,8 @@ def adapt(
     ] = False,
 ) -> None:
     """Adapt to normal pictures and save the model, without the backbone's weights."""
-    given = {"backbone": backbone, "input_size": input_size, "tile": tile, "roi": roi}
-    settings = {name: value for name, value in given.items() if value is not None}
-    settings |= {"augment": True} if augment else {}
+    given = {"backbone": backbone, "input_size": input_size, "tile": tile, "roi": roi, "augment": augment}
+    settings = {name: value for name, value in given.items() if value not in (None, False)}
     if add and settings:
         raise typer.BadParameter(f"{', '.join(settings)} cannot change in an existing model (--add)")
     if output.is_dir():

@@ -166,13 +166,11 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         tensors = layer.compact()
         if self.roi_ is not None:
             tensors["roi"] = torch.from_numpy(self.roi_)
-        parameters = self.get_params(deep=False)
-        for name in ("backbone", "sparse_coding", "roi", "device"):
-            del parameters[name]
-        parameters["input_size"] = self.input_size_
+        elsewhere = ("backbone", "sparse_coding", "roi", "device")
+        parameters = {name: v for name, v in self.get_params(deep=False).items() if name not in elsewhere}
         description = {
             "kind": "FewShotDetector",
-            "parameters": parameters,
+            "parameters": parameters | {"input_size": self.input_size_},
             "sparse_coding": layer.config(),
             "backbone": {"name": backbone.name, "weights_hash": backbone.weights_hash},
             "threshold": asdict(self.threshold_),

@@ -94,18 +94,15 @@ class StoredDictionary(nn.Module):
     all of it is about the mean of those that ``adapt`` saw, which stays when more join.
     """
 
-    def __init__(
-        self,
-        receptive_field: int,
-        step: str | float,
-        ridge: float,
-        normalize: bool,
-        center: bool,
-        max_atoms: int | None,
-    ) -> None:
+    receptive_field: int  # settings, of which ``SparseCodingLayer`` speaks
+    step: str | float
+    ridge: float
+    normalize: bool
+    center: bool
+    max_atoms: int | None
+
+    def __init__(self) -> None:
         super().__init__()
-        self.receptive_field, self.step, self.ridge = receptive_field, step, ridge
-        self.normalize, self.center, self.max_atoms = normalize, center, max_atoms
         self.register_buffer("mean", torch.empty(0))  # (c,); empty if not centred
         self.register_buffer("support", torch.empty(0))  # maps (K, c, h, w); empty: not adapted
         self.register_buffer("atom_index", torch.empty(0, dtype=torch.int64))  # (k,); empty for all
@@ -187,15 +184,14 @@ class StoredDictionary(nn.Module):
 
         Raises InputError: its tensors do not fit each other.
         """
-        moment, count = tensors["moment"], int(tensors["count"])
-        maps = tensors["patches"].to(moment)
+        moment, maps = tensors["moment"], tensors["patches"].to(tensors["moment"])
         none = maps.new_empty(0)
         mean = tensors.get("mean", none) if self.center else none
         channels = maps.shape[1]
         if moment.shape != (channels, channels) or (self.center and mean.shape != (channels,)):
             moments = f"second moment {tuple(moment.shape)} and mean {tuple(mean.shape)}"
             raise InputError(f"atoms of {channels} channels do not fit their {moments}")
-        return self._store(maps, self._centers(maps), moment, count, mean)
+        return self._store(maps, self._centers(maps), moment, int(tensors["count"]), mean)
 
     def _support_maps(self, support: Tensor) -> Tensor:
         maps = self._normalized(full_precision("support", support, 4).detach())
@@ -219,23 +215,22 @@ class StoredDictionary(nn.Module):
         area = self.receptive_field**2
         return None if area == 1 else torch.arange(len(maps), device=maps.device) * area + area // 2
 
-    def _ready(self, maps: Tensor, index: Tensor | None, moment: Tensor, mean: Tensor | None) -> Dictionary:
+    def _ready(self, maps: Tensor, index: Tensor | None, moment: Tensor) -> Dictionary:
         """Whitened, scaled, and with η as ``step`` says (see ``SparseCodingLayer``).
 
         Args:
             maps: (T, K, c, h, w) in feature units, less the mean.
             index: (T, k) or None for all patches.
             moment: (T, c, c), second moment of the support's vectors; read for ``step="whiten"`` only.
-            mean: (T, c), or None if not centred.
         """
         if isinstance(self.step, float | int):
-            return Dictionary(maps, index, maps.new_full((len(maps),), self.step), None, mean)
+            return Dictionary(maps, index, maps.new_full((len(maps),), self.step))
         if self.step == "whiten":
             whitener = whitening.whitening_matrix(moment, self.ridge)
             maps = whitening.apply(whitener, maps)
             maps = maps / self._norm(maps, index)[:, None, None, None, None]
-            return Dictionary(maps, index, maps.new_ones(len(maps)), whitener, mean)
-        return Dictionary(maps, index, self._norm(maps, index).square().reciprocal(), None, mean)
+            return Dictionary(maps, index, maps.new_ones(len(maps)), whitener)
+        return Dictionary(maps, index, self._norm(maps, index).square().reciprocal())
 
     def _norm(self, maps: Tensor, index: Tensor | None) -> Tensor:
         norm = patches.spectral_norm(maps.movedim(2, -1), index, self.receptive_field)
@@ -246,7 +241,7 @@ class StoredDictionary(nn.Module):
         self, maps: Tensor, index: Tensor | None, moment: Tensor, count: int, mean: Tensor
     ) -> "StoredDictionary":
         kept = None if index is None else index[None]
-        ready = self._ready(maps[None], kept, moment[None], None)
+        ready = self._ready(maps[None], kept, moment[None])
         if not isinstance(self.step, str):
             growth = float(self.step * self._norm(maps[None], kept).square())
             if growth >= 2:
@@ -263,17 +258,15 @@ class StoredDictionary(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # Take the sizes of the incoming dictionary, whatever they are, then derive the rest from it.
         names = ("support", "atom_index", "moment", "count", "mean")
-        if all(prefix + name in state_dict for name in names) and state_dict[prefix + "support"].numel():
-            saved = state_dict[prefix + "mean"].numel() > 0
-            if saved != self.center:
-                wrong = f"this layer has center={self.center}, the saved one center={saved}"
-                raise InputError(f"{wrong}; make it with the settings of that one")
-        for name in names:
-            if prefix + name in state_dict:
-                incoming = state_dict[prefix + name]
-                setattr(self, name, torch.empty_like(incoming, device=getattr(self, name).device))
+        incoming = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+        whole = len(incoming) == len(names)
+        if whole and incoming["support"].numel() and (saved := incoming["mean"].numel() > 0) != self.center:
+            wrong = f"this layer has center={self.center}, the saved one center={saved}"
+            raise InputError(f"{wrong}; make it with the settings of that one")
+        for name, tensor in incoming.items():
+            setattr(self, name, torch.empty_like(tensor, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if self.is_adapted and all(prefix + name in state_dict for name in names):
+        if whole and self.is_adapted:
             index = self.atom_index if len(self.atom_index) else None
             self._store(self.support, index, self.moment, int(self.count), self.mean)
 

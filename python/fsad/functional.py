@@ -46,12 +46,7 @@ def sigshrink(u: Tensor, lam: float, tau: float) -> Tensor:
 
 
 def soft_shrink(u: Tensor, lam: float) -> Tensor:
-    """Soft thresholding (eq. 7), sgn(u) · max(|u| − λ, 0), elementwise.
-
-    Args:
-        u: any floating tensor.
-        lam: threshold λ ≥ 0, in the units of ``u``.
-    """
+    """Soft thresholding (eq. 7), sgn(u) · max(|u| − λ, 0), elementwise; arguments as in ``sigshrink``."""
     (lam,), _ = check_schedule([lam], None, "soft")
     return reference.soft_shrink(u, lam)
 

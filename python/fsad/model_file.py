@@ -75,18 +75,13 @@ def read_model(path: str | Path, kind: str = "") -> tuple[dict[str, Tensor], dic
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, RuntimeError, OverflowError) as error:
-        raise ModelFileError(
-            f"{path} is not a complete fsad model: it is cut off, damaged or another kind of file "
-            f"({error}); {advice}"
-        ) from error
+        wrong = "is not a complete fsad model: it is cut off, damaged or another kind of file"
+        raise ModelFileError(f"{path} {wrong} ({error}); {advice}") from error
     if not {"fsad", "sha256"} <= metadata.keys():
-        wrong = f"{path} is a safetensors file, but not an fsad model"
-        raise ModelFileError(f"{wrong}; {advice}")
-    text = metadata["fsad"]
-    if metadata["sha256"] != digest(text, tensors):
-        wrong = f"{path} is damaged: its content does not match its checksum"
-        raise ModelFileError(f"{wrong}; copy or make it again")
-    description = json.loads(text)
+        raise ModelFileError(f"{path} is a safetensors file, but not an fsad model; {advice}")
+    if metadata["sha256"] != digest(metadata["fsad"], tensors):
+        raise ModelFileError(f"{path} is damaged: its content does not match its checksum; {advice}")
+    description = json.loads(metadata["fsad"])
     version = description.pop("version", None)
     if not isinstance(version, int):
         raise ModelFileError(f"{path} names no format version (got {version!r}); make it again")

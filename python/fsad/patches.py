@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+POWER_ITERATIONS = 40
+
 
 def patch_rows(maps: Tensor, index: Tensor, receptive_field: int) -> Iterator[Tensor]:
     """The l² feature vectors of the patches at ``index`` (T, n): (T, n, c), offset by offset."""
@@ -43,9 +45,7 @@ def inner_products(queries: Tensor, atoms: Tensor, atom_of_query: Tensor, recept
     return total.to(queries.dtype)
 
 
-def spectral_norm(
-    maps: Tensor, atom_index: Tensor | None, receptive_field: int, iterations: int = 40
-) -> Tensor:
+def spectral_norm(maps: Tensor, atom_index: Tensor | None, receptive_field: int) -> Tensor:
     """Largest singular value ‖D‖₂ of the dictionary of patches, (T,), a constant in derivatives.
 
     Power iteration on DDᵀ that never forms a patch: Dᵀv is the map times the l² columns of v, summed
@@ -75,7 +75,7 @@ def spectral_norm(
     start = torch.arange(1, channels * receptive_field**2 + 1, device=maps.device, dtype=maps.dtype)
     v = (start * 12.9898).sin().view(1, channels, -1).repeat(tasks, 1, 1)
     norm = v.flatten(1).norm(dim=1)
-    for _ in range(iterations):
+    for _ in range(POWER_ITERATIONS):
         v = dictionary_twice(v / norm.clamp_min(torch.finfo(v.dtype).tiny)[:, None, None])
         norm = v.flatten(1).norm(dim=1)
     return 1.01 * norm.sqrt()

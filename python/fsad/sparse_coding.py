@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ class SparseCode(NamedTuple):
     codes: Tensor | None = None  # α_N, (B, k, h, w)
 
 
+@dataclass(eq=False, repr=False)
 class SparseCodingLayer(StoredDictionary):
     """Codes features over a dictionary made of the features of normal images, without any training.
 
@@ -59,43 +61,29 @@ class SparseCodingLayer(StoredDictionary):
     Raises InputError: for settings that cannot be used.
     """
 
-    def __init__(
-        self,
-        iterations: int = 3,
-        lambda_max: float = 0.5,
-        lambda_min: float = 0.1,
-        schedule: str | Sequence[float] = "relative",
-        sharpness: float = 10,
-        tau: float | Sequence[float] | None = None,
-        shrinkage: str = "sigshrink",
-        receptive_field: int = 1,
-        step: str | float = "whiten",
-        normalize: bool = True,
-        max_atoms: int | None = None,
-        backend: str = "auto",
-        ridge: float = 0.1,
-        center: bool = False,
-    ) -> None:
-        super().__init__(receptive_field, step, ridge, normalize, center, max_atoms)
-        self._settings: dict[str, Any] = {
-            "iterations": iterations,
-            "lambda_max": lambda_max,
-            "lambda_min": lambda_min,
-            "schedule": schedule if isinstance(schedule, str) else [float(x) for x in schedule],
-            "sharpness": sharpness,
-            "tau": tau if tau is None or isinstance(tau, (int, float)) else [float(t) for t in tau],
-            "shrinkage": shrinkage,
-            "receptive_field": receptive_field,
-            "step": step,
-            "normalize": normalize,
-            "max_atoms": max_atoms,
-            "backend": backend,
-            "ridge": ridge,
-            "center": center,
-        }
-        self.shrinkage, self.backend, self.relative = shrinkage, backend, schedule == "relative"
+    iterations: int = 3
+    lambda_max: float = 0.5
+    lambda_min: float = 0.1
+    schedule: str | Sequence[float] = "relative"
+    sharpness: float = 10
+    tau: float | Sequence[float] | None = None
+    shrinkage: str = "sigshrink"
+    receptive_field: int = 1
+    step: str | float = "whiten"
+    normalize: bool = True
+    max_atoms: int | None = None
+    backend: str = "auto"
+    ridge: float = 0.1
+    center: bool = False
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        if not isinstance(self.schedule, str):
+            self.schedule = [float(x) for x in self.schedule]
+        if not (self.tau is None or isinstance(self.tau, (int, float))):
+            self.tau = [float(t) for t in self.tau]
         self._check_settings()
-        self.lambdas, self.taus = arguments.check_schedule(*self._make_schedule(), shrinkage)
+        self.lambdas, self.taus = arguments.check_schedule(*self._make_schedule(), self.shrinkage)
 
     @classmethod
     def paper(cls, **overrides: Any) -> "SparseCodingLayer":
@@ -109,10 +97,10 @@ class SparseCodingLayer(StoredDictionary):
 
     def config(self) -> dict:
         """The constructor's arguments, as JSON can hold them."""
-        return dict(self._settings)
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self._settings.items())
+        return ", ".join(f"{name}={value!r}" for name, value in self.config().items())
 
     def forward(
         self,
@@ -167,7 +155,7 @@ class SparseCodingLayer(StoredDictionary):
             index = None
             if self.max_atoms is not None and support[0, :, 0].numel() > self.max_atoms:
                 index = torch.stack([thin(m, None, self.max_atoms, self.receptive_field) for m in support])
-            return self._ready(support, index, moment, mean)
+            return self._ready(support, index, moment)._replace(mean=mean)
 
     def _code(self, features: Tensor, dictionary: Dictionary, rebuild: bool, codes: bool) -> SparseCode:
         atoms, index, step, whitener, mean = dictionary
@@ -183,7 +171,7 @@ class SparseCodingLayer(StoredDictionary):
         options: dict[str, Any] = {"receptive_field": field, "atom_index": index, "backend": self.backend}
         options |= {"step": step, "tau": self.taus, "shrinkage": self.shrinkage}
         peak = None
-        if self.relative:
+        if self.schedule == "relative":
             residual, energy, peak = functional.relative_energy(queries, atoms, self.lambdas, **options)
         else:
             residual, energy = functional.sparse_energy(queries, atoms, self.lambdas, **options)
@@ -241,39 +229,39 @@ class SparseCodingLayer(StoredDictionary):
         mean = self.mean.to(features)[None] if self.center else None
         return Dictionary(self.atoms.to(features.dtype), index, self.gain.to(features), whitener, mean)
 
-    def _make_schedule(self) -> tuple[list[float], list[float] | None]:
-        s = self._settings
-        lambdas, n = s["schedule"], s["iterations"]
+    def _make_schedule(self) -> tuple[list[float], Any]:
+        n, lambdas = self.iterations, self.schedule
         if isinstance(lambdas, str):
-            ratio = s["lambda_max"] / s["lambda_min"]
-            lambdas = [s["lambda_max"] * ratio ** (-j / n) for j in range(1, n + 1)]
-        if self.shrinkage != "sigshrink" or s["tau"] is not None:
-            return lambdas, s["tau"]
+            ratio = self.lambda_max / self.lambda_min
+            lambdas = [self.lambda_max * ratio ** (-j / n) for j in range(1, n + 1)]
+        if self.shrinkage != "sigshrink" or self.tau is not None:
+            return list(lambdas), self.tau
         if not all(lam > 0 for lam in lambdas):
             raise InputError(f"sharpness needs thresholds λ > 0, got {lambdas}; or give tau")
-        return lambdas, [s["sharpness"] / lam for lam in lambdas]
+        return list(lambdas), [self.sharpness / lam for lam in lambdas]
 
     def _check_settings(self) -> None:
-        s = self._settings
-        n, schedule, atoms = s["iterations"], s["schedule"], self.max_atoms
-        field, step, known = self.receptive_field, s["step"], schedule in ("relative", "absolute")
+        n, field, atoms = self.iterations, self.receptive_field, self.max_atoms
+        step: Any = self.step
+        named = self.schedule in ("relative", "absolute")
         checks = {
             "iterations": type(n) is int and 1 <= n <= arguments.MAX_ITERATIONS,
-            "lambda_max": s["lambda_max"] >= s["lambda_min"],
-            "lambda_min": s["lambda_min"] > 0,
-            "schedule": known or (isinstance(schedule, list) and len(schedule) == n),
-            "sharpness": s["sharpness"] > 0,
-            "shrinkage": self.shrinkage in arguments.SHRINKAGES,
+            "lambda_max": self.lambda_max >= self.lambda_min,
+            "lambda_min": self.lambda_min > 0,
+            "schedule": named or (isinstance(self.schedule, list) and len(self.schedule) == n),
+            "sharpness": self.sharpness > 0,
             "receptive_field": type(field) is int and field >= 1 and field % 2 == 1,
             "step": step in ("whiten", "lipschitz") or (type(step) in (int, float) and 0 < step < math.inf),
             "max_atoms": atoms is None or (type(atoms) is int and atoms >= 1),
             "backend": self.backend in arguments.BACKENDS,
-            "ridge": 0 < s["ridge"] < math.inf,
-            "center": isinstance(s["center"], bool),
+            "ridge": 0 < self.ridge < math.inf,
+            "center": isinstance(self.center, bool),
         }
         for name, good in checks.items():
             if not good:
-                raise InputError(f"SparseCodingLayer cannot use {name}={s[name]!r}; see its docstring")
+                raise InputError(
+                    f"SparseCodingLayer cannot use {name}={getattr(self, name)!r}; see its docstring"
+                )
 
 
 def _require(condition: Tensor, message: str) -> None:
