@@ -180,8 +180,8 @@ def test_films_that_cannot_be_decoded(tmp_path):
     [
         ("ucsd-ped1", "UCSDped1/Test/UCSDped1.m", r"Test001: 12 frames, but truth for 0"),
         ("ucsd-ped2", "UCSDped2/Test/Test002/012.tif", r"Test002: 11 frames, but truth for 12"),
-        ("avenue", "ground_truth_demo/testing_label_mask/10_label.mat", r"10_label\.mat: no frame labels"),
-        ("shanghaitech", "testing/test_frame_mask/12_0142.npy", r"12_0142\.npy: no frame labels"),
+        ("avenue", "ground_truth_demo/testing_label_mask/10_label.mat", r"10_label\.mat does not exist"),
+        ("shanghaitech", "testing/test_frame_mask/12_0142.npy", r"12_0142\.npy does not exist"),
         ("shanghaitech", "testing/frames/12_0142/0.jpg", r"12_0142: 11 frames, but truth for 12"),
     ],
 )

@@ -176,6 +176,7 @@ class Kind(NamedTuple):
     make: Callable[[Any], Method]
     # "all pictures": of its own, without a network, and not K normal pictures but all.
     sees: Literal["features", "pictures", "all pictures"] = "features"
+    sides: int = 1  # of pictures must be multiples of this
 
 
 METHODS: dict[str, Kind] = {
@@ -186,7 +187,7 @@ METHODS: dict[str, Kind] = {
     "mahalanobis": Kind(lambda _: Mahalanobis()),
     "ridge": Kind(lambda _: Ridge()),
     "subspace": Kind(lambda _: Subspace()),
-    "maml-ae": Kind(MamlAutoencoder, "pictures"),
-    "ae-mse": Kind(lambda _: TrainedAutoencoder(structural=False), "all pictures"),
-    "ae-ssim": Kind(lambda _: TrainedAutoencoder(structural=True), "all pictures"),
+    "maml-ae": Kind(MamlAutoencoder, "pictures", 16),
+    "ae-mse": Kind(lambda _: TrainedAutoencoder(structural=False), "all pictures", 16),
+    "ae-ssim": Kind(lambda _: TrainedAutoencoder(structural=True), "all pictures", 16),
 }

@@ -208,17 +208,21 @@ def folders(folder: Path) -> list[Path]:
 
 def _pairs(pictures: list[Path], masks: list[Path], *endings: str) -> Iterator[tuple[Path, Path]]:
     """Each picture with its mask, which has the same name but for one of `endings` and the suffix."""
-    left = {mask.stem.lower(): mask for mask in masks}
+    left: dict[str, Path] = {}
+    for mask in masks:
+        if (twin := left.setdefault(mask.stem.lower(), mask)) != mask:
+            both = f"{display_name(twin)} and {display_name(mask)}"
+            raise InputError(f"{both} are two masks of one name; a picture has one: merge or remove one")
     first: dict[str, Path] = {}
     for picture in pictures:
         if (other := first.setdefault(picture.stem.lower(), picture)) != picture:
             both = f"{display_name(other)} and {display_name(picture)}"
             raise InputError(f"{both} share one name, so that a mask could be either's; rename one")
         names = [picture.stem.lower() + ending for ending in endings]
-        mask = next((left.pop(name) for name in names if name in left), None)
-        if mask is None:
+        name = next((name for name in names if name in left), None)
+        if name is None:
             raise InputError(f"{display_name(picture)} has no mask; expected {'.* or '.join(names)}.*")
-        yield picture, mask
+        yield picture, left.pop(name)
     if left:
         raise InputError(f"{display_name(next(iter(left.values())))} is a mask without a picture")
 
@@ -242,10 +246,20 @@ def _tree_test(category: Path, need_masks: bool) -> list[Picture]:
     """The pictures in test/<kind>, with masks if these are needed or there is a ground_truth."""
     test: list[Picture] = []
     truth, kinds = category / "ground_truth", folders(category / "test")
+    known = {*GOOD, *(kind.name.lower() for kind in kinds)}
+    for path in folders(truth) if truth.is_dir() else ():
+        if path.name.lower() not in known:
+            wrong = f"{display_name(path)} has masks, but no {display_name(category / 'test' / path.name)}"
+            raise InputError(f"{wrong} the pictures; add these, or remove the masks")
     for kind in kinds:
         pictures, anomalous = list_images(kind), kind.name.lower() not in GOOD
         if anomalous and (need_masks or truth.is_dir()):
             masks = list_images(truth / kind.name) if (truth / kind.name).is_dir() else []
+            places = {path.relative_to(kind).parent for path in pictures}
+            apart = [path for path in masks if path.relative_to(truth / kind.name).parent not in places]
+            if apart:
+                wrong = f"{display_name(apart[0])} lies in a folder that the pictures have not"
+                raise InputError(f"{wrong}; expected a mask for each picture, merged where there are several")
             test += [Picture(path, True, mask) for path, mask in _pairs(pictures, masks, "_mask", "")]
         else:
             test += [Picture(path, anomalous, None) for path in pictures]

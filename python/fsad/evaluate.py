@@ -24,6 +24,7 @@ from uuid import uuid4
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fsad import __version__
@@ -104,22 +105,21 @@ def run_evaluation(
 ) -> list[dict[str, Any]]:
     """Every run's metrics, from ``folder`` where it has them already; they stay there.
 
-    Raises InputError before any work: a category has fewer normal pictures than shots, test pictures of one
-    kind only, masks that cannot be right, or data set and name of another.
+    Raises InputError before any work, see ``check``, and what ``load_backbone`` raises.
     """
-    _check(categories, protocol)
+    check(categories, protocol)
+    named = {network for _, network, *_ in protocol.runs} - {NONE}
+    files = {name.replace("{category}", category.name) for name in named for category in categories}
+    loaded = {file: protocol.loaded.get(file) or load_backbone(file) for file in sorted(files)}
+    for file, network in loaded.items():
+        network.eval().requires_grad_(False)
+        if network.input_size not in (None, protocol.size):
+            trained = f"{file} was trained on pictures of {network.input_size} px, these have {protocol.size}"
+            warnings.warn(f"{trained}; give --input-size {network.input_size} to judge it", stacklevel=2)
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     found = []
     for category in categories:
-        networks = {}
-        for name in {network for _, network, *_ in protocol.runs} - {NONE}:
-            network = protocol.loaded.get(name) or load_backbone(name.replace("{category}", category.name))
-            networks[name] = network.eval().requires_grad_(False)
-            if network.input_size not in (None, protocol.size):
-                trained = (
-                    f"{name} was trained on pictures of {network.input_size} px, these have {protocol.size}"
-                )
-                warnings.warn(f"{trained}; give --input-size {network.input_size} to judge it", stacklevel=2)
+        networks = {name: loaded[name.replace("{category}", category.name)] for name in named}
         runs = _runs(category, protocol, networks)
         paths = {run: folder / "runs" / f"{run.file}.json" for run in runs}
         with _emptied(folder / "runs" / "scratch") as scratch:
@@ -138,7 +138,12 @@ def run_evaluation(
     return found
 
 
-def _check(categories: Sequence[Category], protocol: Protocol) -> None:
+def check(categories: Sequence[Category], protocol: Protocol) -> None:
+    """Raises InputError: a category has fewer normal pictures than shots, test pictures of one kind only,
+    masks that cannot be right, or data set and name of another; or the size is none that a method takes."""
+    for method in dict.fromkeys(run[0] for run in protocol.runs):
+        if protocol.size % (sides := METHODS[method].sides):
+            raise InputError(f"{method} takes sizes divisible by {sides}; got {protocol.size}")
     counts = Counter((category.dataset, category.name) for category in categories)
     if twice := [" ".join(names) for names, count in counts.items() if count > 1]:
         names = ", ".join(twice)
@@ -170,10 +175,14 @@ def _emptied(folder: Path) -> Iterator[Path]:
 def _is_whole(run: Run, path: Path) -> bool:
     """Whether the file, and the maps beside that of a first draw, are there and can be read."""
     try:
-        json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+        if not {"metrics", "scores", "anomalous"} <= json.loads(path.read_bytes()).keys():
+            return False
+        if run.draw == 0:
+            with Image.open(path.with_suffix(".png")) as maps:
+                maps.load()
+    except (OSError, ValueError, AttributeError):  # missing, cut off, or something else
         return False
-    return run.draw != 0 or path.with_suffix(".png").exists()
+    return True
 
 
 def _identity(network: Backbone) -> str:
@@ -244,6 +253,7 @@ class _Store:
         # A picture, by network; NONE: to read it.
         self.seconds = {NONE: (perf_counter() - start) / (len(self._normal) + len(category.test))}
         self._features: dict[str, np.ndarray] = {}
+        self._all: np.ndarray | None = None  # normal pictures, for methods that see them all
 
     def inputs(self, run: Run) -> tuple[Tensor, np.ndarray]:
         """What a method adapts to, on the device, and what it scores."""
@@ -251,7 +261,11 @@ class _Store:
         values = self.features(run.network) if sees == "features" else self.pictures
         test = values[self.tests :]
         if sees == "all pictures":
-            return torch.cat([self._read(source) for source in category.normal]), test
+            if self._all is None:
+                self._all = self._array("all", (len(category.normal), *self.pictures.shape[1:]))
+                for i, source in enumerate(category.normal):
+                    self._all[i] = self._read(source)[0]
+            return torch.from_numpy(self._all), test
         places = [self._normal.index(i) * self._forms for i in drawn(category, run.shots, run.draw)]
         rows = [place + form for place in places for form in range(self._forms)]
         return torch.from_numpy(values[rows]), test

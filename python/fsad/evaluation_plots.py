@@ -54,13 +54,14 @@ def _curves(rows: dict[str, list[dict[str, Any]]]) -> Any:
     for (name, runs), axes in zip(rows.items(), places, strict=False):
         rates = [roc_curve(run["anomalous"], run["scores"]) for run in runs]
         found = np.mean([np.interp(RATES, false, true) for false, true, _ in rates], 0)
-        roc.plot(RATES, found, label=_short(name))
+        roc.plot([0, *RATES], [0, *found], label=_short(name))
         if "PRO curve" in runs[0]:
             curve = np.mean([run["PRO curve"] for run in runs], 0)
             pro.plot(np.linspace(0, MAX_FPR, len(curve)), curve)
         scores, anomalous = np.array(runs[0]["scores"]), np.array(runs[0]["anomalous"])
         axes.hist([scores[~anomalous], scores[anomalous]], 30, histtype="step", label=["normal", "anomalous"])
         axes.set_title(_short(name), fontsize=7)
+        axes.locator_params(axis="x", nbins=4)
     for axes in places[len(rows) :]:
         axes.set_axis_off()
     for axes in (roc, places[0]):
@@ -86,6 +87,8 @@ def _maps(category: Category, maps: Mapping[str, Image.Image]) -> Any:
     for axes, (name, pictures) in zip(grid, rows.items(), strict=True):
         axes[0].set_ylabel(_short(name), fontsize=6)
         for each, picture in zip(axes, pictures, strict=True):
-            each.imshow(picture, cmap="gray" if name == "truth" else "inferno")
+            # One scale a row: without it each map would reach from black to white, also an empty one.
+            most = 1 if name == "truth" else 255
+            each.imshow(picture, cmap="gray" if name == "truth" else "inferno", vmin=0, vmax=most)
             each.set(xticks=[], yticks=[])
     return figure

@@ -32,15 +32,16 @@ ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray | torch.Tensor
 def list_images(folder: str | os.PathLike) -> list[Path]:
     """All picture files (by suffix) under `folder` and its subfolders, sorted by relative path.
 
-    Hidden files (`.x.png`) are left out. Raises `InputError` if the folder does not exist or holds no
-    pictures, OSError if a subfolder cannot be read.
+    Hidden files and folders (`.x`) are left out. Raises `InputError` if the folder does not exist or holds
+    no pictures, OSError if a subfolder cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         found = "is a file, not a folder" if folder.exists() else "does not exist"
         raise InputError(f"The picture folder {display_name(folder)} {found}.")
     paths = []
-    for root, _, names in os.walk(folder, onerror=_raise):
+    for root, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if name[0] != "."]
         paths += [Path(root, n) for n in names if n.lower().endswith(SUFFIXES) and n[0] != "."]
     if not paths:
         looked = ", ".join(SUFFIXES)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from fsad import __version__
 from fsad.datasets import Category, fingerprint
 from fsad.errors import InputError
-from fsad.evaluate import Protocol
+from fsad.evaluate import Protocol, check
 from fsad.model_file import replace_file
 from fsad.recipe import NETWORK, Recipe, run
 from fsad.trainer import CHECKPOINT, Schedule
@@ -76,24 +76,31 @@ def prepare(
     else:
         tested = [c for c in categories if c.test and c.name in (table.categories or (c.name,))]
     if not tested or (number == 2 and not scenes):
-        needed = f"{SCENES}=ROOT, and sets to test on" if number == 2 else ", ".join(table.categories)
-        raise InputError(f"table {number} needs {needed or 'categories'}; got {', '.join(given)}")
+        what = f"{SCENES}=ROOT, and sets to test on" if number == 2 else ", ".join(table.categories)
+        raise InputError(f"table {number} needs {what or 'categories'}; got {', '.join(given)}")
     schedule, data = Schedule(updates=updates), given if number != 2 else scenes
     recipes = {name: Recipe(size=default.size, **settings) for name, settings in table.networks.items()}
     seen = [c for c in categories if number != 2 or c.dataset.startswith(SCENES)]
     prints = sorted(c.name.encode() + fingerprint(source) for c in seen for source in c.normal)
     pictures = hashlib.sha256(b"".join(prints)).hexdigest()
-    bases, done = {}, dict[str, Path]()
+    bases = {}
     for name, recipe in recipes.items():
         about = json.dumps([__version__, pictures, asdict(recipe), asdict(schedule)], sort_keys=True)
         bases[name] = folder / "trained" / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
+    names = {name: str(base / "{category}" / NETWORK) for name, base in bases.items()}
+    maml = names.pop("maml-ae", None)
+    theirs: dict[str, Any] = {"methods": table.methods, "shots": table.shots, "maml": maml, "augment": True}
+    protocol = replace(default, backbones=list(names.values()), **theirs)
+    check(tested, protocol)  # before any training
+    needed = []  # of each network and category: what it must not have seen, its path
     for name, category in product(recipes, tested):
-        path = bases[name] / category.name / NETWORK
         out = [category.name] if number != 2 else later if category.name in later else []
-        same = done.setdefault(f"{name} {out}", path)
+        needed.append((name, out, bases[name] / category.name / NETWORK))
+    done = {f"{name} {out}": path for name, out, path in needed if path.exists()}
+    for name, out, path in needed:
         if path.exists():
             continue
-        if same != path:
+        if same := done.get(f"{name} {out}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, same.read_bytes())
         else:
@@ -101,10 +108,8 @@ def prepare(
             resume = path.with_name(CHECKPOINT).exists()
             recipe = replace(recipes[name], data=data, leave_out=out)
             run(recipe, schedule, path.parent, resume=resume, device=default.device)
-    names = {name: str(base / "{category}" / NETWORK) for name, base in bases.items()}
-    maml = names.pop("maml-ae", None)
-    theirs: dict[str, Any] = {"methods": table.methods, "shots": table.shots, "maml": maml, "augment": True}
-    return tested, replace(default, backbones=list(names.values()), **theirs)
+            done[f"{name} {out}"] = path
+    return tested, protocol
 
 
 def add_differences(results: Sequence[dict[str, Any]]) -> None:

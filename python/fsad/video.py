@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from scipy.io import loadmat
@@ -19,6 +19,7 @@ from fsad.images import ImageLike, display_name, list_images, load_image
 
 Frames = Sequence[ImageLike]
 TEMPORAL = ("single", "stack", "difference")
+MOST_OPEN = 8  # films at a time: each holds a decoder, and memory for its frames
 GAP = 2  # from a frame to the one before that motion is told by
 
 
@@ -67,8 +68,10 @@ class FilmFrames(Sequence[Any]):
     """The frames of an .avi file, uint8 (H, W, 3).
 
     A frame is reached by decoding all before it, which is exact in every file; what was decoded last is kept
-    and gone on from, so that to ask for one after the other is cheap.
+    and gone on from, so that to ask for one after the other is cheap. Few films stay open.
     """
+
+    _open: ClassVar[list["FilmFrames"]] = []  # the last that were asked
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -98,6 +101,9 @@ class FilmFrames(Sequence[Any]):
 
     def __getitem__(self, number: Any) -> Any:
         number = range(len(self))[number]
+        FilmFrames._open = [film for film in FilmFrames._open if film is not self] + [self]
+        if len(FilmFrames._open) > MOST_OPEN:
+            FilmFrames._open.pop(0)._forget()
         if number < self._next and number not in self._recent:
             self._forget()
         try:
@@ -124,7 +130,8 @@ def ucsd(root: Path, name: str) -> list[VideoCategory]:
     clips, table = _clips(test), test / f"{name}.m"
     names = [clip for clip in clips if not clip.endswith("_gt")]
     if table.is_file():
-        ranges = re.findall(r"gt_frame\s*=\s*\[(.*?)\]", table.read_text("latin-1"))
+        lines = re.sub("%.*", "", table.read_text("latin-1"))  # without comments
+        ranges = re.findall(r"gt_frame\s*=\s*\[(.*?)\]", lines)
         if len(ranges) != len(names):
             raise InputError(f"{display_name(table)} lists {len(ranges)} videos; {len(names)} are beside it")
         truth = {clip: np.zeros(len(clips[clip]), dtype=bool) for clip in names}
@@ -147,7 +154,9 @@ def ucsd(root: Path, name: str) -> list[VideoCategory]:
 def avenue(root: Path) -> list[VideoCategory]:
     """CUHK Avenue; ``volLabel`` holds a mask for each frame."""
     videos, truth = [], root / "ground_truth_demo" / "testing_label_mask"
-    for clip, frames in _clips(root / "testing_videos").items():
+    clips = _clips(root / "testing_videos")
+    _check_labels(truth, "*_label.mat", {f"{clip.lstrip('0')}_label" for clip in clips})
+    for clip, frames in clips.items():
         masks = _array(truth / f"{clip.lstrip('0')}_label.mat").ravel()
         videos.append(_video(root / "testing_videos" / clip, frames, np.array([m.any() for m in masks])))
     return [VideoCategory("avenue", list(_clips(root / "training_videos").values()), videos)]
@@ -155,19 +164,25 @@ def avenue(root: Path) -> list[VideoCategory]:
 
 def shanghaitech(root: Path) -> list[VideoCategory]:
     """ShanghaiTech Campus: a category for each scene; scene 13 has no videos to test on."""
-    training, testing = root / "training", root / "testing"
-    decoded = training / "frames"
-    training = decoded if decoded.is_dir() and entries(decoded) else training / "videos"
+    training, testing, labels = root / "training", root / "testing", root / "testing" / "test_frame_mask"
     scenes: dict[str, VideoCategory] = {}
-    for clip, frames in _clips(training).items():
+    films = training / "videos"
+    places = [films] if films.is_dir() else []
+    frames_of_films = training / "frames"  # of some films or of all; they go before the film
+    if not places or (frames_of_films.is_dir() and entries(frames_of_films)):
+        places.append(frames_of_films)
+    normal = {clip: frames for place in places for clip, frames in _clips(place).items()}
+    for clip, frames in sorted(normal.items()):
         name = clip.split("_")[0]
         scenes.setdefault(name, VideoCategory(name, [], [])).normal.append(frames)
-    for clip, frames in _clips(testing / "frames").items():
+    clips = _clips(testing / "frames")
+    _check_labels(labels, "*.npy", set(clips))
+    for clip, frames in clips.items():
         name = clip.split("_")[0]
         if name not in scenes:
             missing = f"videos {name}_*.avi, nor folders of their frames"
             raise InputError(f"{display_name(training)} has no {missing}")
-        anomalous = _array(testing / "test_frame_mask" / f"{clip}.npy").ravel() != 0
+        anomalous = _array(labels / f"{clip}.npy").ravel() != 0
         scenes[name].test.append(_video(testing / "frames" / clip, frames, anomalous))
     return list(scenes.values())
 
@@ -188,6 +203,12 @@ def _clips(folder: Path) -> dict[str, Frames]:
     return found
 
 
+def _check_labels(folder: Path, pattern: str, expected: set[str]) -> None:
+    """That there is a video to each file of labels: a test set in part is another test set."""
+    if left := sorted(path for path in folder.glob(pattern) if path.stem not in expected):
+        raise InputError(f"{display_name(left[0])} are labels without a video; add the video, or remove them")
+
+
 def _video(path: Path, frames: Frames, anomalous: np.ndarray) -> Video:
     if len(frames) != len(anomalous):
         raise InputError(f"{display_name(path)}: {len(frames)} frames, but truth for {len(anomalous)}")
@@ -196,6 +217,10 @@ def _video(path: Path, frames: Frames, anomalous: np.ndarray) -> Video:
 
 def _array(path: Path) -> np.ndarray:
     """What a .npy file holds, or ``volLabel`` of a .mat file."""
+    if not path.is_file():
+        raise InputError(
+            f"{display_name(path)} does not exist; expected the labels of a video's frames there"
+        )
     try:
         return np.load(path, allow_pickle=False) if path.suffix == ".npy" else loadmat(path)["volLabel"]
     except Exception as error:  # damaged files make both raise nearly anything
