@@ -31,7 +31,7 @@ def litter(folder: Path) -> None:
     for name in (".DS_Store", "Thumbs.db", "readme.txt", "license.txt"):
         (folder / name).write_text("no picture")
     (folder / "._000.png").write_text("a resource fork")
-    (folder / ".ipynb_checkpoints").mkdir()
+    picture(folder / ".ipynb_checkpoints" / "000-checkpoint.png")
 
 
 def mvtec(root: Path) -> None:

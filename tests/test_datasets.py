@@ -236,6 +236,25 @@ def test_a_lost_file_is_named(tmp_path, name, lost, message):
 
 
 @pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("broken/000_mask.bmp", r"000_mask\.bmp and .*000_mask\.png are two masks of one name"),
+        ("broken/001/000.png", r"broken/001/000\.png lies in a folder that the pictures have not"),
+        ("crack/000_mask.png", r"ground_truth/crack has masks, but no .*bottle/test/crack"),
+        ("good/000_mask.png", None),
+    ],
+)
+def test_masks_that_belong_to_no_picture(tmp_path, extra, message):
+    lookalikes.mvtec(tmp_path)
+    lookalikes.mask(tmp_path / "bottle" / "ground_truth" / extra)
+    if message is None:
+        assert len(load("mvtec", tmp_path)) == 2  # of normal pictures masks are no harm
+        return
+    with pytest.raises(InputError, match=message):
+        load("mvtec", tmp_path)
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("bottle/ground_truth", "bottle/masks", r"broken/000\.png has no mask"),

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import lookalikes
@@ -55,12 +56,16 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path):
 def test_what_was_lost_or_cut_off_is_made_again(tmp_path):
     judged, category, chosen = [], make_category(), protocol(methods=("ridge",), draws=3)
     results = run_evaluation([category], chosen, tmp_path)
-    first, second, _ = (tmp_path / "runs" / f"{result['file']}.json" for result in results)
-    first.with_suffix(".png").unlink()
-    second.write_bytes(second.read_bytes()[:-9])
-    again = run_evaluation([category], chosen, tmp_path, judged.append)
-    assert [run.draw for run in judged] == [0, 1]
-    assert [result["scores"] for result in again] == [result["scores"] for result in results]
+    first, second, third = (tmp_path / "runs" / f"{result['file']}.json" for result in results)
+    maps = first.with_suffix(".png")
+    for lost in (maps.unlink, lambda: maps.write_bytes(maps.read_bytes()[:-40])):
+        judged.clear()
+        lost()
+        second.write_bytes(second.read_bytes()[:-9])
+        third.write_bytes(b"{}")
+        again = run_evaluation([category], chosen, tmp_path, judged.append)
+        assert [run.draw for run in judged] == [0, 1, 2]
+        assert [result["scores"] for result in again] == [result["scores"] for result in results]
     write_plots([category], again, tmp_path)
 
 
@@ -227,6 +232,12 @@ def test_wrong_protocols_are_named(tmp_path):
         run_evaluation([make_category()], protocol(shots=(7,)), tmp_path)
     with pytest.raises(InputError, match="1 or more"):
         protocol(draws=0)
+    with pytest.raises(InputError, match="ae-mse takes sizes divisible by 16; got 40"):
+        run_evaluation([make_category()], replace(protocol(methods=("ridge", "ae-mse")), size=40), tmp_path)
+    with pytest.raises(OSError, match=r"net\.safetensors"):
+        networks = ("small_resnet", str(tmp_path / "net.safetensors"))
+        run_evaluation([make_category()], protocol(backbones=networks), tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("anomalous", [False, True])

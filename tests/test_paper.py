@@ -82,6 +82,15 @@ def test_table_4(mvtec, tmp_path):
     assert len(results) == 3 * 2 * 2 and all("mIoU" in result["metrics"] for result in results)
 
 
+def test_masks_are_checked_before_training(mvtec, tmp_path, monkeypatch):
+    root = tmp_path / "mvtec"
+    shutil.copytree(mvtec.partition("=")[2], root)
+    lookalikes.mask(root / "leather" / "ground_truth" / "bad" / "000_mask.png", 255, np.ones((9, 9)))
+    monkeypatch.setattr("fsad.paper.run", None)
+    with pytest.raises(InputError, match="000_mask.png is 9 x 9 pixels, its picture 16 x 16"):
+        set_up(4, [f"mvtec={root}"], tmp_path / "out")
+
+
 def test_a_table_has_its_own_shots(mvtec, tmp_path):
     done = CliRunner().invoke(
         app, ["evaluate", mvtec, "--table", "1", "--shots", "1", "-o", str(tmp_path / "out")]
@@ -178,6 +187,11 @@ def test_table_2(tmp_path, monkeypatch):
     assert trained_on(protocol, tested[0])[0] == [{"01"}] * 3
     assert trained_on(protocol, tested[1])[0] == [{"01", "12", "13"}] * 3
     assert protocol.shots == TABLES[2].shots == (1, 5, 10)
+    shutil.copytree(tmp_path / "ucsd", tmp_path / "more")
+    (tmp_path / "more" / "UCSDped2").rename(tmp_path / "more" / "UCSDped1")
+    with monkeypatch.context() as patch:  # a further set needs no further training
+        patch.setattr("fsad.paper.run", None)
+        set_up(2, [given[0], f"ucsd-ped1={tmp_path / 'more'}", given[1]], tmp_path)
     results = run_evaluation(tested, protocol, tmp_path)
     assert len(results) == 2 * 3 * 3
     assert all("frame AUC, normalised by video" in result["metrics"] for result in results)

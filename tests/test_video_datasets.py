@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import shutil
 import sys
 
 import lookalikes
@@ -192,13 +193,52 @@ def test_lost_truth_or_frames_are_named(tmp_path, name, lost, message):
         read(name, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "lost", "message"),
+    [
+        ("avenue", "testing_videos/10", r"10_label\.mat are labels without a video"),
+        ("shanghaitech", "testing/frames/12_0142", r"12_0142\.npy are labels without a video"),
+    ],
+)
+def test_a_test_set_in_part_is_refused(tmp_path, name, lost, message):
+    lookalikes.WRITERS[name](tmp_path)
+    (tmp_path / lost).rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=message):
+        read(name, tmp_path)
+
+
+def test_films_of_which_some_are_frames_already(tmp_path):
+    lookalikes.WRITERS["shanghaitech"](tmp_path)
+    films, frames = (tmp_path / "training" / kind for kind in ("videos", "frames"))
+    frames.mkdir()
+    (films / "01_002").rename(frames / "01_002")
+    shutil.copytree(films / "12_001", frames / "12_001")
+    assert [(scene.name, len(scene.normal)) for scene in read("shanghaitech", tmp_path)] == [
+        ("01", 2),
+        ("12", 1),
+        ("13", 1),
+    ]
+
+
+def test_few_films_stay_open(tmp_path):
+    pytest.importorskip("av")
+    lookalikes.film(tmp_path / "a.avi", FRAMES)
+    films = [FilmFrames(tmp_path / "a.avi") for _ in range(12)]
+    first = [film[3] for film in films]
+    assert len(FilmFrames._open) == 8 and not films[0]._recent and films[-1]._recent
+    assert all((film[3] == frame).all() for film, frame in zip(films, first, strict=True))
+
+
 def test_other_faults_of_video_sets(tmp_path):
     lookalikes.ucsd(tmp_path, "UCSDped1")
     table = tmp_path / "UCSDped1" / "Test" / "UCSDped1.m"
+    whole = read("ucsd-ped1", tmp_path)[0].test[0].anomalous
+    table.write_text("% TestVideoFile{end+1}.gt_frame = [1:2];\n" + table.read_text())
+    assert (read("ucsd-ped1", tmp_path)[0].test[0].anomalous == whole).all()
     table.write_text(table.read_text() + "TestVideoFile{end+1}.gt_frame = [1:2];\n")
     with pytest.raises(InputError, match=r"UCSDped1\.m lists 3 videos; 2 are beside it"):
         read("ucsd-ped1", tmp_path)
     lookalikes.WRITERS["shanghaitech"](tmp_path)
     (tmp_path / "training" / "videos" / "12_001").rename(tmp_path / "training" / "videos" / "11_001")
-    with pytest.raises(InputError, match=r"training/videos has no videos 12_\*\.avi"):
+    with pytest.raises(InputError, match=r"training has no videos 12_\*\.avi"):
         read("shanghaitech", tmp_path)
