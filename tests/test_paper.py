@@ -87,7 +87,7 @@ def test_masks_are_checked_before_training(mvtec, tmp_path, monkeypatch):
     shutil.copytree(mvtec.partition("=")[2], root)
     lookalikes.mask(root / "leather" / "ground_truth" / "bad" / "000_mask.png", 255, np.ones((9, 9)))
     monkeypatch.setattr("fsad.paper.run", None)
-    with pytest.raises(InputError, match="000_mask.png is 9 x 9 pixels, its picture 16 x 16"):
+    with pytest.raises(InputError, match=r"000_mask\.png is 9 x 9 pixels, its picture 16 x 16"):
         set_up(4, [f"mvtec={root}"], tmp_path / "out")
 
 

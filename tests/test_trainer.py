@@ -363,3 +363,7 @@ def test_recipes_are_json_and_leave_categories_out(tmp_path):
     assert held_out.corruptions == ("noise",)  # whatever is trained on, so that trainings compare
     with pytest.raises(InputError, match="no category is named gear"):
         Recipe.of({**given, "leave_out": ["gear"]}, []).episodes()
+    with pytest.raises(InputError, match="is given twice; its products would count as others' too"):
+        Recipe.of({**given, "data": [str(tmp_path), f"{tmp_path}/."]}, []).episodes()
+    with pytest.raises(InputError, match=r"procedural are kept for evaluation; .* --procedural NUMBER"):
+        Recipe.of({**given, "data": ["procedural"]}, []).episodes()

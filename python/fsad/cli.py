@@ -182,6 +182,7 @@ def train(
     Start it with torchrun for more processes or machines.
     """
     from fsad.recipe import NETWORK, Recipe, Schedule, run
+    from fsad.trainer import CHECKPOINT
 
     given = {
         "data": [str(folder) for folder in data or ()],
@@ -203,7 +204,12 @@ def train(
             if not err.is_terminal and (row["update"] + 1) % every == 0:
                 err.print(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
 
-        auroc = run(what, schedule, output, resume=resume, device=device, workers=workers, progress=show)
+        try:
+            auroc = run(what, schedule, output, resume=resume, device=device, workers=workers, progress=show)
+        except (KeyboardInterrupt, SystemExit):
+            if (output / CHECKPOINT).exists():
+                err.print("Stopped. What was learnt is saved; the same command with --resume goes on.")
+            raise
     if auroc is not None:
         out.print(f"AUROC of normal against corrupted pictures of other products: {auroc:.3f}")
         out.print(f"Weights: {display_name(output / NETWORK)}", soft_wrap=True)

@@ -73,6 +73,9 @@ def categories_of(root: str | os.PathLike) -> list[PictureCategory]:
     Raises InputError where there are none, or one without pictures.
     """
     name = str(root).partition("=")[0].partition(":")[0]
+    if str(root) == "procedural" and not Path(root).is_dir():
+        what = "the products of the data set procedural are kept for evaluation"
+        raise InputError(f"{what}; to train on others like them give --procedural NUMBER")
     if name in DATASETS and not Path(root).is_dir():
         found, most = load(str(root)), FRAMES if DATASETS[name].video else math.inf
         return [PictureCategory(c.name, c.normal[:: math.ceil(len(c.normal) / most) or 1]) for c in found]

@@ -113,6 +113,9 @@ class Recipe:
 
     def _split(self) -> tuple[list[Category], list[Category]]:
         """The categories to train on, and those left out."""
+        roots = [Path(str(root).partition("=")[2] or root).resolve() for root in self.data]
+        if twice := [str(root) for i, root in enumerate(roots) if root in roots[:i]]:
+            raise InputError(f"{', '.join(twice)} is given twice; its products would count as others' too")
         every: list[Category] = [category for root in self.data for category in categories_of(root)]
         kept = [category for category in every if category.name not in self.leave_out]
         return kept, [category for category in every if category.name in self.leave_out]

@@ -149,7 +149,7 @@ class EpisodicTrainer:
         )
         parallel = DistributedDataParallel(self.loss) if self.world > 1 else self.loss
         log = TrainingLog(self.folder, self.update) if self.rank == 0 else None
-        with _signals() as received, ExitStack() as at_the_end:
+        with _signals() as received, ExitStack() as at_the_end, _named_loss_of_workers():
             arriving: Any = iter(loader)
             if self.workers:  # no signal stops them
                 at_the_end.callback(arriving._shutdown_workers)
@@ -184,9 +184,8 @@ class EpisodicTrainer:
             if log is not None:
                 log.flush()
             reason = " ".join(str(error).split()).rstrip(".")
-            advice = "a smaller rate or step_size may help"
-            if self.checkpoint.exists() and self.world == 1:  # another process may save what it has
-                advice += f"; the checkpoint in {self.folder} is from before"
+            smaller = "rate or step_size" if self.update > 0 else "step_size"
+            advice = f"resuming leads there again: begin in a new folder, perhaps with a smaller {smaller}"
             raise DivergedError(f"training diverged at update {self.update}: {reason}; {advice}") from error
         except Exception as error:
             if log is not None and self.update > 0:
@@ -205,6 +204,11 @@ class EpisodicTrainer:
         self.optimizer.zero_grad()
         for i in range(count):
             episode = next(episodes)
+            if isinstance(episode, InputError | OSError):
+                advice = "mend or remove it"
+                if self.update > 0:  # without it all further episodes would be others
+                    advice = "the updates before it are saved: put a readable one in its place, and resume"
+                raise InputError(f"{str(episode).rstrip('.')}; {advice}") from episode
             if isinstance(episode, Exception):
                 raise episode
             with ExitStack() as stack:
@@ -266,6 +270,18 @@ class _Drawn(Dataset[Any]):
             return self.episodes[number]
         except (FsadError, OSError) as error:
             return error
+
+
+@contextmanager
+def _named_loss_of_workers() -> Iterator[None]:
+    """A killed worker raises, by a signal, wherever the main process is."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        wrong = "a process that prepares episodes was killed, perhaps for want of memory"
+        raise FsadError(f"{wrong}; resume with fewer workers") from error
 
 
 def _ignore_signals(worker: int) -> None:
