@@ -96,11 +96,11 @@ class Run:
         return f"{name}-{self.method}-{self.shots}-{self.draw}-{self.inputs[:12]}"
 
 
-Progress = Callable[[Run], object]
-
-
 def run_evaluation(
-    categories: Sequence[Category], protocol: Protocol, folder: Path, progress: Progress = lambda run: None
+    categories: Sequence[Category],
+    protocol: Protocol,
+    folder: Path,
+    progress: Callable[[Run], object] = lambda run: None,
 ) -> list[dict[str, Any]]:
     """Every run's metrics, from ``folder`` where it has them already; they stay there.
 
@@ -140,9 +140,10 @@ def run_evaluation(
 
 def _check(categories: Sequence[Category], protocol: Protocol) -> None:
     counts = Counter((category.dataset, category.name) for category in categories)
-    if twice := [" ".join(names) for names, count in counts.items() if count > 1]:
-        names = ", ".join(twice)
-        raise InputError(f"several categories are named {names}; rename a folder, or evaluate them apart")
+    twice = [" ".join(names) for names, count in counts.items() if count > 1]
+    if twice:
+        advice = "rename a folder, or evaluate them apart"
+        raise InputError(f"several categories are named {', '.join(twice)}; {advice}")
     short = [f"{c.name} ({len(c.normal)})" for c in categories if len(c.normal) < max(protocol.shots)]
     if short:
         raise InputError(f"{max(protocol.shots)} shots are more than there are in {', '.join(short)}")
@@ -176,12 +177,6 @@ def _is_whole(run: Run, path: Path) -> bool:
     return run.draw != 0 or path.with_suffix(".png").exists()
 
 
-def _identity(network: Backbone) -> str:
-    """What its results depend on: the same weights in other layers, or with another sparse coding, are
-    another network; under another name they are not."""
-    return f"{network.weights_hash} {network} {json.dumps(network.layer().config(), sort_keys=True)}"
-
-
 def _method_identity(method: Method) -> str:
     """Settings and source of a method: a changed one under the old name is another."""
     modules = dict.fromkeys(each.__module__ for each in type(method).__mro__ if each.__module__ != "builtins")
@@ -199,10 +194,12 @@ def _runs(category: Category, protocol: Protocol, networks: Mapping[str, Backbon
     for picture in category.test:
         digest.update(fingerprint(picture.source) + fingerprint(picture.mask) + bytes([picture.anomalous]))
     seen = f"{__version__} {STORED} {digest.hexdigest()} {protocol.size} {protocol.augment}"
-    # What was handed in may run any code: its name tells it from another.
-    named = {name: name * (name in protocol.loaded) for name in networks}
-    identities = {NONE: "", **{name: named[name] + _identity(network) for name, network in networks.items()}}
-    inputs = {}
+    identities, inputs = {NONE: ""}, {}
+    for name, network in networks.items():
+        # The same weights in other layers, or with another sparse coding, are another network; under another
+        # name they are not, unless they were handed in: then they may run any code.
+        coding = json.dumps(network.layer().config(), sort_keys=True)
+        identities[name] = f"{name * (name in protocol.loaded)}{network.weights_hash} {network} {coding}"
     for method, name in dict.fromkeys(run[:2] for run in protocol.runs):
         kind = METHODS[method]
         about = f"{seen} {kind.sees} {identities[name]} {_method_identity(kind.make(networks.get(name)))}"
