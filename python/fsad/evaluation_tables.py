@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from itertools import chain, product
 from pathlib import Path
@@ -15,6 +15,7 @@ from fsad.metrics import confidence_interval
 from fsad.model_file import replace_csv, replace_file
 
 MEAN, OURS = "mean", "fsad"
+Row = dict[tuple[str, int, int], float]  # by name of the category, draw and shots
 
 
 def write_tables(results: Sequence[dict[str, Any]], folder: Path) -> str:
@@ -62,17 +63,14 @@ def table(results: Sequence[dict[str, Any]], metric: str, shots: int) -> str:
     return _markdown(["method", "network", *(column.title for column in columns)], lines)
 
 
-Row = Mapping[tuple[str, int, int], float]  # by name of the category, draw and shots
-
-
 def _rows(results: Sequence[dict[str, Any]], metric: str) -> dict[tuple[str, str], Row]:
     """By method and network."""
-    rows: dict[tuple[str, str], dict[tuple[str, int, int], float]] = defaultdict(dict)
+    rows = defaultdict[tuple[str, str], Row](dict)
     for result in results:
         if metric in result["metrics"]:
             run = _name(result), result["draw"], result["shots"]
             rows[result["method"], result["network"]][run] = result["metrics"][metric]
-    return {**rows}
+    return rows
 
 
 def _means(row: Row, groups: Sequence[Sequence[str]]) -> list[float]:

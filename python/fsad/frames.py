@@ -94,10 +94,7 @@ class Frame:
 
 
 def score_maps(energies: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Energies (B, h, w) of pictures resized to ``size`` -> maps (B, size, size), scores (B,).
-
-    Bilinear upsampling, a Gaussian of 4 px at 256 px, the mean of the top 1 % of the pixels.
-    """
+    """``Frame.pool`` of whole pictures: energies (B, h, w) -> maps (B, size, size), scores (B,)."""
     frame = Frame.of((size, size), size, None)
     maps, scores = zip(*(frame.pool(energy[None]) for energy in energies), strict=True)
     return torch.stack(maps), torch.tensor(scores)
