@@ -33,7 +33,9 @@ def image_metrics(anomalous: ArrayLike, scores: ArrayLike) -> dict[str, float]:
     Raises InputError: no scores, scores that are not finite, lengths that differ, or one class only.
     """
     truth, values = _checked(anomalous, scores)
-    _check_classes(truth)
+    if truth.all() or not truth.any():
+        kind = "anomalous" if truth.all() else "normal"
+        raise InputError(f"needed normal and anomalous ones, got {len(truth)} that are all {kind}")
     precision, recall, _ = precision_recall_curve(truth, values)
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
     auroc, ap = (float(metric(truth, values)) for metric in (roc_auc_score, average_precision_score))
@@ -53,12 +55,10 @@ def frame_auc(videos: Sequence[tuple[ArrayLike, ArrayLike]], normalise: bool) ->
     if not videos:
         raise InputError("got no videos; give at least one (labels, scores)")
     checked = [_checked(labels, scores) for labels, scores in videos]
-    truth = np.concatenate([labels for labels, _ in checked])
-    _check_classes(truth)
-    parts = [scores for _, scores in checked]
     if normalise:
-        parts = [(scores - scores.min()) / (np.ptp(scores) or 1) for scores in parts]
-    return float(roc_auc_score(truth, np.concatenate(parts)))
+        checked = [(truth, (scores - scores.min()) / (np.ptp(scores) or 1)) for truth, scores in checked]
+    truth, scores = map(np.concatenate, zip(*checked, strict=True))
+    return image_metrics(truth, scores)["image AUROC"]
 
 
 def confidence_interval(
@@ -198,9 +198,3 @@ def _checked(anomalous: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.nd
         count, first = f"{len(bad)} of {len(values)}", f"number {bad[0]}: {values[bad[0]]}"
         raise InputError(f"needed finite scores, got {count} that are not, the first of them {first}")
     return truth, values
-
-
-def _check_classes(truth: np.ndarray) -> None:
-    if truth.all() or not truth.any():
-        kind = "anomalous" if truth.all() else "normal"
-        raise InputError(f"needed normal and anomalous ones, got {len(truth)} that are all {kind}")
