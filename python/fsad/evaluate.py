@@ -72,11 +72,10 @@ class Protocol:
     def runs(self) -> list[tuple[str, str, int, int]]:
         """Method, network, shots and draw of each; what sees all normal pictures runs once."""
         once = [method for method in self.methods if METHODS[method].sees == "all pictures"]
-        pairs = [*product([method for method in self.methods if method not in once], self.backbones)]
-        pairs += [("maml-ae", self.maml)] if self.maml else []
-        each = product(pairs, self.shots, range(self.draws))
-        few = [(*pair, shots, draw) for pair, shots, draw in each]
-        return few + [(method, NONE, ALL, 0) for method in once]
+        others = [method for method in self.methods if method not in once]
+        pairs = [*product(others, self.backbones), *([("maml-ae", self.maml)] if self.maml else [])]
+        each = [(*pair, shots, draw) for pair, shots, draw in product(pairs, self.shots, range(self.draws))]
+        return each + [(method, NONE, ALL, 0) for method in once]
 
 
 @dataclass(frozen=True)
