@@ -34,9 +34,10 @@ class Method(Protocol):
 
 
 class _Baseline(ABC):
-    """Shared by all: unit length, checks, one vector a position."""
+    """Shared by all: unit length, checks, one vector a position; most score how long a matrix makes it."""
 
     _fitted: Tensor  # (anything, c), set by fit
+    _mean: Tensor | float = 0.0
 
     def fit(self, features: Tensor) -> "_Baseline":
         """Adapt to features (K, c, h, w)."""
@@ -50,9 +51,9 @@ class _Baseline(ABC):
     def _learned(self, unit: Tensor, moment: Tensor) -> Tensor:
         """What ``_score`` needs, from unit-length maps (K, c, h, w) and their second moment (c, c)."""
 
-    @abstractmethod
     def _score(self, unit: Tensor) -> Tensor:
         """Unit vectors (B, h, w, c) -> (B, h, w)."""
+        return ((unit - self._mean) @ self._fitted.mT).square().mean(-1)
 
     def score_map(self, features: Tensor) -> Tensor:
         """Anomaly of each position: (B, c, h, w) -> (B, h, w)."""
@@ -90,9 +91,6 @@ class Mahalanobis(_Baseline):
         self._mean = unit.mean((0, 2, 3))
         return whitening_matrix((moment - torch.outer(self._mean, self._mean))[None], self.ridge)[0]
 
-    def _score(self, unit: Tensor) -> Tensor:
-        return ((unit - self._mean) @ self._fitted.mT).square().mean(-1)
-
 
 @dataclass(eq=False)
 class Ridge(_Baseline):
@@ -108,9 +106,6 @@ class Ridge(_Baseline):
         penalty = self.ridge * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
         return torch.linalg.solve(moment + penalty, penalty)
 
-    def _score(self, unit: Tensor) -> Tensor:
-        return (unit @ self._fitted.mT).square().mean(-1)
-
 
 @dataclass(eq=False)
 class Subspace(_Baseline):
@@ -122,9 +117,6 @@ class Subspace(_Baseline):
         energies, directions = torch.linalg.eigh(moment)  # the smallest first
         outside = directions[:, energies.cumsum(0) <= (1 - self.share) * energies.sum()]
         return outside @ outside.mT
-
-    def _score(self, unit: Tensor) -> Tensor:
-        return (unit @ self._fitted).square().mean(-1)
 
 
 @dataclass(eq=False)

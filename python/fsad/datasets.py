@@ -44,6 +44,13 @@ class Category:
     videos: list[int] = field(default_factory=list)  # lengths of those that the test pictures are of
     dataset: str = ""  # as it was asked for; own folders with their name, "folders:NAME"
 
+    def add(self, source: Any, anomalous: bool, held_out: bool, mask: ImageLike | None = None) -> None:
+        """To test on if it is anomalous or held out, else to adapt to; normal ones lose their mask."""
+        if anomalous or held_out:
+            self.test.append(Picture(source, anomalous, mask if anomalous else None))
+        else:
+            self.normal.append(source)
+
     @property
     def has_masks(self) -> bool:
         """Whether there is pixel truth: every anomalous picture has a mask."""
@@ -87,9 +94,7 @@ def check_masks(category: Category, size: int) -> None:
         if mask is None:
             continue
         marked, shape = _marked(mask), _shape(source)
-        name = f"a mask of {category.name}"
-        if isinstance(mask, (str, os.PathLike)):
-            name = display_name(mask)
+        name = display_name(mask) if isinstance(mask, (str, os.PathLike)) else f"a mask of {category.name}"
         if marked.shape != shape:
             sizes = f"{marked.shape[1]} x {marked.shape[0]} pixels, its picture {shape[1]} x {shape[0]}"
             raise InputError(f"{name} is {sizes}; give it the mask that was drawn on it")
@@ -278,18 +283,14 @@ def _visa(root: Path) -> list[Category]:
     if not rows:
         raise InputError(f"{display_name(table)} lists no pictures")
     for number, row in enumerate(rows, 2):
-        kind, name = f"{row.get('split')} {row.get('label')}", row.get("object", "")
+        kind = f"{row.get('split')} {row.get('label')}"
         image, mask = root / row.get("image", ""), root / row.get("mask", "")
         known = kind in ("train normal", "test normal") or (kind == "test anomaly" and mask.is_file())
-        if not known or not image.is_file():
+        if not known or "object" not in row or not image.is_file():
             expected = "object, split, label, image and mask, and files that exist"
             raise InputError(f"{display_name(table)}, line {number}: expected {expected}; got {row}")
-        category = categories.setdefault(name, Category(name, [], []))
-        if kind == "train normal":
-            category.normal.append(image)
-        else:
-            anomalous = kind == "test anomaly"
-            category.test.append(Picture(image, anomalous, mask if anomalous else None))
+        category = categories.setdefault(row["object"], Category(row["object"], [], []))
+        category.add(image, kind == "test anomaly", kind != "train normal", mask)
     return sorted(categories.values(), key=lambda category: category.name)
 
 
@@ -301,11 +302,7 @@ def _kolektor(root: Path) -> list[Category]:
         files = list_images(item)
         labels = [path for path in files if path.stem.lower().endswith("_label")]
         for path, label in _pairs([path for path in files if path not in labels], labels, "_label"):
-            anomalous = bool(_marked(label).any())
-            if anomalous or int(item.name[3:]) % 2 == 0:
-                category.test.append(Picture(path, anomalous, label if anomalous else None))
-            else:
-                category.normal.append(path)
+            category.add(path, bool(_marked(label).any()), int(item.name[3:]) % 2 == 0, label)
     return [category]
 
 
@@ -320,10 +317,8 @@ def _elpv(_: None) -> list[Category]:
     for line in (root / "labels.csv").read_text().splitlines():
         name, text, kind = line.split()
         probability, held_out = float(text), int(name[-8:-4]) // 60 % 3 == 2  # images/cell0001.png
-        if probability == 1 or (probability == 0 and held_out):
-            categories[kind].test.append(Picture(root / name, probability == 1, None))
-        elif probability == 0:
-            categories[kind].normal.append(root / name)
+        if probability in (0, 1):
+            categories[kind].add(root / name, probability == 1, held_out)
     return list(categories.values())
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import mean
-from typing import cast
 
 import numpy as np
 import torch
@@ -58,7 +57,7 @@ def run_demo(folder: Path, draws: int, out: Console, progress: Progress) -> None
     cells, network = load("elpv")[0], _Remembering(load_backbone("efficientnet_lite0"))
     out.print("Solar cells of elpv-dataset, ImageNet features of EfficientNet-Lite0.")
     protocol = Protocol(METHODS, [network.name], shots=[SHOTS], draws=draws, loaded={network.name: network})
-    test = [cast(Path, picture.source) for picture in cells.test]
+    test = [picture.source for picture in cells.test]
     bad = np.array([picture.anomalous for picture in cells.test])
     with ResultFolder(folder, test[0].parents[1], len(test)) as report:
         with tempfile.TemporaryDirectory() as scratch, progress("comparing", len(protocol.runs)) as advance:

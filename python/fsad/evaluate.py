@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -41,6 +41,7 @@ from fsad.model_file import replace_file
 
 BATCH = 8
 DEFAULT_METHODS = tuple(name for name, kind in METHODS.items() if kind.sees == "features")
+ALL_NORMAL = "all normal pictures"
 NONE, ALL = "-", 0  # the network and the shots of a method without a network, on all normal pictures
 STORED = 3  # the version of what a run's file holds
 EXAMPLES, EXAMPLE_SIZE = 6, 128  # maps to look at, and their side; of the first draw
@@ -75,8 +76,8 @@ class Protocol:
         once = [method for method in self.methods if METHODS[method].sees == "all pictures"]
         others = [method for method in self.methods if method not in once]
         pairs = [*product(others, self.backbones), *([("maml-ae", self.maml)] if self.maml else [])]
-        each = [(shots, draw) for shots in self.shots for draw in range(self.draws)]
-        return [(*pair, *at) for pair in pairs for at in each] + [(method, NONE, ALL, 0) for method in once]
+        each = [(*pair, shots, draw) for pair, shots, draw in product(pairs, self.shots, range(self.draws))]
+        return each + [(method, NONE, ALL, 0) for method in once]
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,11 @@ class Run:
         return f"{name}-{self.method}-{self.shots}-{self.draw}-{self.inputs[:12]}"
 
 
-Progress = Callable[[Run], object]
-
-
 def run_evaluation(
-    categories: Sequence[Category], protocol: Protocol, folder: Path, progress: Progress = lambda run: None
+    categories: Sequence[Category],
+    protocol: Protocol,
+    folder: Path,
+    progress: Callable[[Run], object] = lambda run: None,
 ) -> list[dict[str, Any]]:
     """Every run's metrics, from ``folder`` where it has them already; they stay there.
 
@@ -126,7 +127,7 @@ def run_evaluation(
             if missing := [run for run in runs if not _is_whole(run, paths[run])]:
                 store = _Store(category, protocol, networks, scratch)
                 for run in missing:
-                    result, maps = _judge(run, category, store)
+                    result, maps = _judge(run, store)
                     if run.draw == 0:
                         write_png(paths[run].with_suffix(".png"), maps)
                     stored = {**asdict(run), "file": run.file, **result}
@@ -145,9 +146,8 @@ def check(categories: Sequence[Category], protocol: Protocol) -> None:
         if protocol.size % (sides := METHODS[method].sides):
             raise InputError(f"{method} takes sizes divisible by {sides}; got {protocol.size}")
     counts = Counter((category.dataset, category.name) for category in categories)
-    if twice := [" ".join(names) for names, count in counts.items() if count > 1]:
-        names = ", ".join(twice)
-        raise InputError(f"several categories are named {names}; rename a folder, or evaluate them apart")
+    if twice := ", ".join(" ".join(names) for names, count in counts.items() if count > 1):
+        raise InputError(f"several categories are named {twice}; rename a folder, or evaluate them apart")
     short = [f"{c.name} ({len(c.normal)})" for c in categories if len(c.normal) < max(protocol.shots)]
     if short:
         raise InputError(f"{max(protocol.shots)} shots are more than there are in {', '.join(short)}")
@@ -185,12 +185,6 @@ def _is_whole(run: Run, path: Path) -> bool:
     return True
 
 
-def _identity(network: Backbone) -> str:
-    """What its results depend on: the same weights in other layers, or with another sparse coding, are
-    another network; under another name they are not."""
-    return f"{network.weights_hash} {network} {json.dumps(network.layer().config(), sort_keys=True)}"
-
-
 def _method_identity(method: Method) -> str:
     """Settings and source of a method: a changed one under the old name is another."""
     modules = dict.fromkeys(each.__module__ for each in type(method).__mro__ if each.__module__ != "builtins")
@@ -208,10 +202,12 @@ def _runs(category: Category, protocol: Protocol, networks: Mapping[str, Backbon
     for picture in category.test:
         digest.update(fingerprint(picture.source) + fingerprint(picture.mask) + bytes([picture.anomalous]))
     seen = f"{__version__} {STORED} {digest.hexdigest()} {protocol.size} {protocol.augment}"
-    # What was handed in may run any code: its name tells it from another.
-    named = {name: name * (name in protocol.loaded) for name in networks}
-    identities = {NONE: "", **{name: named[name] + _identity(network) for name, network in networks.items()}}
-    inputs = {}
+    identities, inputs = {NONE: ""}, {}
+    for name, network in networks.items():
+        # The same weights in other layers, or with another sparse coding, are another network; under another
+        # name they are not, unless they were handed in: then they may run any code.
+        coding = json.dumps(network.layer().config(), sort_keys=True)
+        identities[name] = f"{name * (name in protocol.loaded)}{network.weights_hash} {network} {coding}"
     for method, name in dict.fromkeys(run[:2] for run in protocol.runs):
         kind = METHODS[method]
         about = f"{seen} {kind.sees} {identities[name]} {_method_identity(kind.make(networks.get(name)))}"
@@ -232,83 +228,82 @@ def examples(category: Category) -> list[int]:
 
 
 class _Store:
-    """What the methods see of a category, on disk: pictures, and features of each network. First the normal
-    pictures that some draw takes, then, from ``tests`` on, all test pictures."""
+    """What the methods see of a category, on disk, by network: features, and as NONE the pictures. First of
+    the normal pictures that some draw takes, then, from ``_tests`` on, of all test pictures."""
 
     def __init__(
         self, category: Category, protocol: Protocol, networks: Mapping[str, Backbone], scratch: Path
     ) -> None:
-        self.protocol, self.networks, self._category, self._scratch = protocol, networks, category, scratch
-        draws = (drawn(category, max(protocol.shots), draw) for draw in range(protocol.draws))
-        self._normal = sorted(set(chain.from_iterable(draws)))
+        self.category, self.protocol, self.networks, self._scratch = category, protocol, networks, scratch
+        draws, most = range(protocol.draws), max(protocol.shots)
+        self._normal = sorted({number for draw in draws for number in drawn(category, most, draw)})
         self._forms = 8 if protocol.augment else 1
-        self.tests = len(self._normal) * self._forms  # where they begin
-        self.pictures = self._array("pictures", (self.tests + len(category.test), 3, *[protocol.size] * 2))
-        start = perf_counter()
+        self._tests = len(self._normal) * self._forms  # where they begin
+        self._values: dict[str, np.ndarray] = {}
+        start, count = perf_counter(), len(self._normal) + len(category.test)
+        pictures = self._array(NONE, (self._tests + len(category.test), 3, protocol.size, protocol.size))
         for i, number in enumerate(self._normal):
             one = self._read(category.normal[number])
-            self.pictures[i * self._forms :][: self._forms] = augmented(one) if protocol.augment else one
-        for i, each in enumerate(category.test, self.tests):
-            self.pictures[i] = self._read(each.source)[0]
-        # A picture, by network; NONE: to read it.
-        self.seconds = {NONE: (perf_counter() - start) / (len(self._normal) + len(category.test))}
-        self._features: dict[str, np.ndarray] = {}
-        self._all: np.ndarray | None = None  # normal pictures, for methods that see them all
+            pictures[i * self._forms :][: self._forms] = augmented(one) if protocol.augment else one
+        for i, each in enumerate(category.test, self._tests):
+            pictures[i] = self._read(each.source)[0]
+        self._seconds = {NONE: (perf_counter() - start) / count}  # a picture
 
-    def inputs(self, run: Run) -> tuple[Tensor, np.ndarray]:
-        """What a method adapts to, on the device, and what it scores."""
-        sees, category = METHODS[run.method].sees, self._category
-        values = self.features(run.network) if sees == "features" else self.pictures
-        test = values[self.tests :]
+    def inputs(self, run: Run) -> tuple[Tensor, np.ndarray, float]:
+        """What a method adapts to, what it scores, and how many seconds of a picture these took."""
+        sees = METHODS[run.method].sees
+        seen = run.network if sees == "features" else NONE
+        if seen not in self._values:
+            self._compute_features(seen)
+        values = self._values[seen]
         if sees == "all pictures":
-            if self._all is None:
-                self._all = self._array("all", (len(category.normal), *self.pictures.shape[1:]))
-                for i, source in enumerate(category.normal):
-                    self._all[i] = self._read(source)[0]
-            return torch.from_numpy(self._all), test
-        places = [self._normal.index(i) * self._forms for i in drawn(category, run.shots, run.draw)]
-        rows = [place + form for place in places for form in range(self._forms)]
-        return torch.from_numpy(values[rows]), test
+            if ALL_NORMAL not in self._values:
+                one = self._read(self.category.normal[0])
+                every = self._array(ALL_NORMAL, (len(self.category.normal), *one.shape[1:]))
+                for i, source in enumerate(self.category.normal):
+                    every[i] = self._read(source)[0]
+            support = torch.from_numpy(self._values[ALL_NORMAL])
+        else:
+            places = [self._normal.index(i) * self._forms for i in drawn(self.category, run.shots, run.draw)]
+            support = torch.from_numpy(values[[i + form for i in places for form in range(self._forms)]])
+        return support, values[self._tests :], self._seconds[seen]
 
     def _read(self, source: Any) -> Tensor:
         picture = resize(read_picture(source), self.protocol.size)
         return torch.from_numpy(picture).permute(2, 0, 1)[None]
 
-    def features(self, name: str) -> np.ndarray:
+    def _compute_features(self, name: str) -> None:
         """Of all pictures: (…, c, h, w)."""
-        if name not in self._features:
-            network, device, start = self.networks[name], self.protocol.device, perf_counter()
-            parts = (self.pictures[i : i + BATCH] for i in range(0, len(self.pictures), BATCH))
-            for i, part in enumerate(parts):
-                with torch.no_grad():
-                    values = network.to(device)(torch.from_numpy(part).to(device)).cpu().numpy()
-                if i == 0:
-                    shape = (len(self.pictures), *values.shape[1:])
-                    self._features[name] = self._array(f"features{len(self._features)}", shape)
-                self._features[name][i * BATCH :][: len(values)] = values
-            self.seconds[name] = self.seconds[NONE] + (perf_counter() - start) / len(self.pictures)
-        return self._features[name]
+        start, pictures, device = perf_counter(), self._values[NONE], self.protocol.device
+        network = self.networks[name].to(device)
+        for first in range(0, len(pictures), BATCH):
+            with torch.no_grad():
+                part = network(torch.from_numpy(pictures[first : first + BATCH]).to(device)).cpu().numpy()
+            if first == 0:
+                features = self._array(name, (len(pictures), *part.shape[1:]))
+            features[first : first + BATCH] = part
+        self._seconds[name] = self._seconds[NONE] + (perf_counter() - start) / len(pictures)
 
     def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        return np.lib.format.open_memmap(self._scratch / f"{name}.npy", "w+", np.float32, shape)
+        path = self._scratch / f"{len(self._values)}.npy"
+        self._values[name] = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        return self._values[name]
 
 
-def _judge(run: Run, category: Category, store: _Store) -> tuple[dict[str, Any], np.ndarray]:
+def _judge(run: Run, store: _Store) -> tuple[dict[str, Any], np.ndarray]:
     """What a run's file holds, and the pixels of the maps of ``examples``, one below the other.
 
     A score is that of the most anomalous pixels, an error the mean of all positions, as in eq. 8.
     """
-    size, device = store.protocol.size, store.protocol.device
+    category, size, device = store.category, store.protocol.size, store.protocol.device
     network = None if run.network == NONE else store.networks[run.network].to(device)
     method = METHODS[run.method].make(network)
-    support, test = store.inputs(run)
+    support, test, cost = store.inputs(run)
     start = perf_counter()
     method.fit(support.to(device))
-    cost = store.seconds[run.network if METHODS[run.method].sees == "features" else NONE]
     seconds = {"adapt": perf_counter() - start + len(support) * cost, "picture": cost}
     shown = examples(category)
-    scores, errors = list[float](), list[float]()
-    kept, pixels = [], PixelMetrics()
+    scores, errors, kept, pixels = list[float](), list[float](), [], PixelMetrics()
     for first in range(0, len(test), BATCH):
         start = perf_counter()
         with torch.no_grad():

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from itertools import chain, product
 from pathlib import Path
@@ -15,6 +15,7 @@ from fsad.metrics import confidence_interval
 from fsad.model_file import replace_csv, replace_file
 
 MEAN, OURS = "mean", "fsad"
+Row = dict[tuple[str, int, int], float]  # by name of the category, draw and shots
 
 
 def write_tables(results: Sequence[dict[str, Any]], folder: Path) -> str:
@@ -48,39 +49,38 @@ def table(results: Sequence[dict[str, Any]], metric: str, shots: int) -> str:
     Where fsad has several networks, also what it gains on each over the first: paired by category and draw,
     with a bootstrap interval over draws.
     """
-    values: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    for result in results:
-        if result["shots"] in (shots, ALL) and metric in result["metrics"]:
-            row = values[result["method"], result["network"]]
-            row[_name(result)][result["draw"]] = result["metrics"][metric]
+    rows = _rows([result for result in results if result["shots"] in (shots, ALL)], metric)
     columns = _columns(results)
-    titles = ["method", "network", *(column.title for column in columns)]
-    lines = [_line(titles), "|---" * len(titles) + "|"]
-    for (method, network), row in values.items():
-        cells = (spread(_means(row, column.groups)) for column in columns)
-        lines.append(_line([method, network, *cells]))
-    ours = {network: row for (method, network), row in values.items() if method == OURS}
+    lines = [[*who, *(spread(_means(row, column.groups)) for column in columns)] for who, row in rows.items()]
+    ours = {network: row for (method, network), row in rows.items() if method == OURS}
     first = next(iter(ours.values()), {})
     for network, row in [*ours.items()][1:]:
-        gains = {
-            name: {
-                draw: row[name][draw] - value for draw, value in draws.items() if draw in row.get(name, {})
-            }
-            for name, draws in first.items()
-        }
-        cells = (_interval(_means(gains, column.groups)) for column in columns)
-        lines.append(_line([f"{OURS}, gain", network, *cells]))
-    return "\n".join([*lines, *_published(columns, metric, shots)])
+        gains = {run: row[run] - value for run, value in first.items() if run in row}
+        each = (_means(gains, column.groups) for column in columns)
+        cells = ("{} ({})".format(*_interval(values, 3)) if values else "-" for values in each)
+        lines.append([f"{OURS}, gain", network, *cells])
+    lines += _published(columns, metric, shots)
+    return _markdown(["method", "network", *(column.title for column in columns)], lines)
 
 
-def _means(row: Mapping[str, Mapping[int, float]], groups: Sequence[Sequence[str]]) -> list[float]:
+def _rows(results: Sequence[dict[str, Any]], metric: str) -> dict[tuple[str, str], Row]:
+    """By method and network."""
+    rows = defaultdict[tuple[str, str], Row](dict)
+    for result in results:
+        if metric in result["metrics"]:
+            run = _name(result), result["draw"], result["shots"]
+            rows[result["method"], result["network"]][run] = result["metrics"][metric]
+    return rows
+
+
+def _means(row: Row, groups: Sequence[Sequence[str]]) -> list[float]:
     """Of each draw, over the groups, each the mean of its categories, that have it."""
-    found: dict[int, list[float]] = defaultdict(list)
-    for group in groups:
-        known = [row[name] for name in group if name in row]
-        for draw in {draw for each in known for draw in each}:
-            found[draw].append(mean(each[draw] for each in known if draw in each))
-    return [mean(values) for _, values in sorted(found.items())]
+    found = []
+    for draw in sorted({draw for _, draw, _ in row}):
+        own = {name: value for (name, at, _), value in row.items() if at == draw}
+        if known := [[own[name] for name in group if name in own] for group in groups if own.keys() & group]:
+            found.append(mean(map(mean, known)))
+    return found
 
 
 class _Column(NamedTuple):
@@ -121,68 +121,54 @@ def lead_table(results: Sequence[dict[str, Any]], metric: str) -> str:
     mean of its shots; where sets hold unequal numbers of categories also over sets, each the mean of its
     categories, and draws. Empty if there is nothing to compare.
     """
-    runs: dict[tuple[str, str], dict[tuple[str, int, int], float]] = defaultdict(dict)
-    for result in results:
-        if metric in result["metrics"]:
-            run = _name(result), result["draw"], result["shots"]
-            runs[result["method"], result["network"]][run] = result["metrics"][metric]
-    first = next((network for method, network in runs if method == OURS), "")
+    rows = _rows(results, metric)
+    first = next((network for method, network in rows if method == OURS), "")
     sizes = Counter(name.partition("/")[0] for name in {_name(result) for result in results})
     titles = ["method", "network", "difference", "95 % interval"]
     titles += ["difference of sets", "95 % interval"] if len({*sizes.values()}) > 1 else []
-    lines = [_line(titles), "|---" * len(titles) + "|"]
-    for (method, network), theirs in runs.items():
-        same, leads = (OURS, network) in runs, defaultdict(list)
-        for (name, draw, shots), value in runs.get((OURS, network if same else first), {}).items():
+    lines = []
+    for (method, network), theirs in rows.items():
+        same, leads = (OURS, network) in rows, defaultdict(list)
+        for (name, draw, shots), value in rows.get((OURS, network if same else first), {}).items():
             other = theirs.get((name, draw, shots), theirs.get((name, 0, ALL)))
             if other is not None:
                 leads[name, draw].append(value - other)
         if method != OURS and len(leads) > 1:
+            values = {run: mean(lead) for run, lead in sorted(leads.items())}
+            of_sets = defaultdict(list)
+            for (name, draw), value in values.items():
+                of_sets[name.partition("/")[0], draw].append(value)
+            cells = [*_interval([*values.values()], 4), *_interval([*map(mean, of_sets.values())], 4)]
             label = network if same else f"{network}, fsad on {first}"
-            values, of_sets = dict[tuple[str, int], float](), defaultdict(list)
-            for (name, draw), lead in sorted(leads.items()):
-                values[name, draw] = mean(lead)
-                of_sets[name.partition("/")[0], draw].append(values[name, draw])
-            columns = [[*values.values()], [mean(each) for each in of_sets.values()]]
-            cells = chain.from_iterable(map(_lead, columns[: len(titles) // 2 - 1]))
-            lines.append(_line([method, label, *cells]))
-    return "\n".join(lines) if len(lines) > 2 else ""
+            lines.append([method, label, *cells][: len(titles)])
+    return _markdown(titles, lines) if lines else ""
 
 
-def _lead(values: Sequence[float]) -> tuple[str, str]:
+def _interval(values: Sequence[float], digits: int) -> tuple[str, str]:
     low, high = confidence_interval(values)
-    return f"{mean(values):+.4f}", f"{low:+.4f} to {high:+.4f}"
+    return f"{mean(values):+.{digits}f}", f"{low:+.{digits}f} to {high:+.{digits}f}"
 
 
-def _interval(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    low, high = confidence_interval(values)
-    return f"{mean(values):+.3f} ({low:+.3f} to {high:+.3f})"
+def _markdown(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    head, *lines = (f"| {' | '.join(map(str, cells))} |" for cells in (titles, *rows))
+    return "\n".join([head, "|---" * len(titles) + "|", *lines])
 
 
-def _line(cells: Sequence[object]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def _published(columns: Sequence[_Column], metric: str, shots: int) -> Iterator[str]:
+def _published(columns: Sequence[_Column], metric: str, shots: int) -> Iterator[list[Any]]:
     """Rows of what others report of these data sets (published.json), with as many digits as they give.
 
     Whichever view of videos is ours, see ``fsad.datasets.load``: theirs is of the same videos.
     """
-    plain = [
-        _Column(each.title, _bare(each.name), [[*map(_bare, group)] for group in each.groups])
-        for each in columns
-    ]
+    plain = [(_bare(each.name), [[*map(_bare, group)] for group in each.groups]) for each in columns]
     for part in json.loads(resources.files("fsad").joinpath("published.json").read_text(encoding="utf-8")):
         for method, at, name, values in part["rows"]:
             known = dict(zip(part["columns"], values, strict=True))
-            for _, whole, groups in plain:
-                if whole not in known and known.keys() >= set(chain.from_iterable(groups)):
+            for whole, groups in plain:
+                if whole not in known and known.keys() >= {*chain(*groups)}:
                     known[whole] = round(mean(mean(known[each] for each in group) for group in groups), 3)
-            cells = [known.get(column.name, "-") for column in plain]
-            if name == metric and at in (shots, ALL) and set(cells) != {"-"}:
-                yield _line([f"{method}, published", part["source"], *cells])
+            cells = [known.get(whole, "-") for whole, _ in plain]
+            if name == metric and at in (shots, ALL) and {*cells} != {"-"}:
+                yield [f"{method}, published", part["source"], *cells]
 
 
 def _bare(name: str) -> str:

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from fsad.errors import DivergedError, InputError
-from fsad.images import display_name, list_images, load_image, resize
+from fsad.images import ImageLike, display_name, list_images, load_image, resize
 
 SMOOTHING = 4 / 256  # standard deviation of the Gaussian, as a share of the network's input size
 TOP_SHARE = 0.01  # the score is the mean of this share of a map's pixels: a defect is small
@@ -39,10 +38,10 @@ class Frame:
 
         Raises InputError for a picture smaller than one tile, or where nothing counts.
         """
-        height, width = size
+        shown = f"{size[1]} x {size[0]} pixels"
         if min(size) < tile:
             advice = "choose smaller tiles, or none (tile=None), which resizes the pictures"
-            raise InputError(f"{width} x {height} pixels are less than one tile of {tile} x {tile}; {advice}")
+            raise InputError(f"{shown} are less than one tile of {tile} x {tile}; {advice}")
         # Evenly spread from the first pixel to the last: no tile reaches over the border.
         rows, columns = (
             np.linspace(0, n - tile, math.ceil((n - tile) / (0.75 * tile)) + 1).round().astype(int)
@@ -52,7 +51,7 @@ class Frame:
         if roi is not None:
             corners = tuple((y, x) for y, x in corners if roi[y : y + tile, x : x + tile].any())
             if not corners:
-                raise InputError(f"the region of interest is empty at {width} x {height} pixels")
+                raise InputError(f"the region of interest is empty at {shown}")
         return cls(size, corners, (tile, tile), roi)
 
     def cut(self, picture: Tensor) -> Tensor:
@@ -95,10 +94,7 @@ class Frame:
 
 
 def score_maps(energies: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Energies (B, h, w) of pictures resized to ``size`` -> maps (B, size, size), scores (B,).
-
-    Bilinear upsampling, a Gaussian of 4 px at 256 px, the mean of the top 1 % of the pixels.
-    """
+    """``Frame.pool`` of whole pictures: energies (B, h, w) -> maps (B, size, size), scores (B,)."""
     frame = Frame.of((size, size), size, None)
     maps, scores = zip(*(frame.pool(energy[None]) for energy in energies), strict=True)
     return torch.stack(maps), torch.tensor(scores)
@@ -160,11 +156,9 @@ def read_each(images: Any, on_error: str, *how: Any) -> Iterator[Picture | Pictu
 
 def sources(images: Any) -> Iterable[Any]:
     """The single pictures in whatever a caller calls ``images`` (see ``FewShotDetector``)."""
-    if isinstance(images, (str, os.PathLike)):
-        return list_images(images) if Path(images).is_dir() else [images]
-    if isinstance(images, (np.ndarray, Tensor)):
-        return images if images.ndim == 4 else [images]
-    if isinstance(images, (bytes, Image.Image)):
+    if isinstance(images, (str, os.PathLike)) and Path(images).is_dir():
+        return list_images(images)
+    if isinstance(images, ImageLike) and getattr(images, "ndim", 0) != 4:
         return [images]
     if isinstance(images, Iterable):
         return images

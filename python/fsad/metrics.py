@@ -7,11 +7,12 @@ MVTec Anomaly Detection Dataset*, IJCV 2021): the share of a connected component
 all components, against the false-positive rate, up to a rate of 0.3 and divided by 0.3.
 """
 
+from array import array
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
@@ -32,7 +33,9 @@ def image_metrics(anomalous: ArrayLike, scores: ArrayLike) -> dict[str, float]:
     Raises InputError: no scores, scores that are not finite, lengths that differ, or one class only.
     """
     truth, values = _checked(anomalous, scores)
-    _check_classes(truth)
+    if truth.all() or not truth.any():
+        kind = "anomalous" if truth.all() else "normal"
+        raise InputError(f"needed normal and anomalous ones, got {len(truth)} that are all {kind}")
     precision, recall, _ = precision_recall_curve(truth, values)
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
     auroc, ap = (float(metric(truth, values)) for metric in (roc_auc_score, average_precision_score))
@@ -52,12 +55,10 @@ def frame_auc(videos: Sequence[tuple[ArrayLike, ArrayLike]], normalise: bool) ->
     if not videos:
         raise InputError("got no videos; give at least one (labels, scores)")
     checked = [_checked(labels, scores) for labels, scores in videos]
-    truth = np.concatenate([labels for labels, _ in checked])
-    _check_classes(truth)
-    parts = [scores for _, scores in checked]
     if normalise:
-        parts = [(scores - scores.min()) / (np.ptp(scores) or 1) for scores in parts]
-    return float(roc_auc_score(truth, np.concatenate(parts)))
+        checked = [(truth, (scores - scores.min()) / (np.ptp(scores) or 1)) for truth, scores in checked]
+    truth, scores = map(np.concatenate, zip(*checked, strict=True))
+    return image_metrics(truth, scores)["image AUROC"]
 
 
 def confidence_interval(
@@ -81,14 +82,15 @@ def confidence_interval(
 class PixelMetrics:
     """Metrics of the pixels of all pictures of a category together.
 
-    Scores are kept as float32: 4 bytes for a normal pixel and 8 for an anomalous one, which are sorted
-    where they lie, and up to a 32nd more. All metrics are sums or maxima over the anomalous pixels of terms
-    that depend on how many pixels score higher, or as high.
+    Scores are kept as float32: 4 bytes for a normal pixel and 8 for an anomalous one, which are sorted where
+    they lie, in arrays that grow by realloc: it moves pages of memory and makes no second copy. All metrics
+    are sums or maxima over the anomalous pixels of terms that depend on how many pixels score higher, or as
+    high.
     """
 
     def __init__(self) -> None:
-        self._normal = _Growing(np.float32)
-        self._anomalous = _Growing(np.complex64)  # score + i·(size of its component), sorted in that order
+        self._normal = array("f")
+        self._anomalous = array("f")  # complex: score + i·(size of its component), sorted in that order
         self._components = 0
 
     def add(self, anomaly_map: ArrayLike, mask: ArrayLike) -> None:
@@ -105,10 +107,10 @@ class PixelMetrics:
         if not np.isfinite(scores).all():
             count = int(np.sum(~np.isfinite(scores)))
             raise InputError(f"needed finite float32 scores, got {count} of {scores.size} that are not")
-        self._normal.append(scores[~truth])
+        self._normal.frombytes(scores[~truth].tobytes())
         labels, components = ndimage.label(truth, NEIGHBOURS)
         sizes = np.bincount(labels.ravel())[labels[truth]]
-        self._anomalous.append(scores[truth] + 1j * sizes)
+        self._anomalous.frombytes((scores[truth] + 1j * sizes).astype(np.complex64).tobytes())
         self._components += components
 
     def compute(self) -> dict[str, float]:
@@ -157,35 +159,14 @@ class PixelMetrics:
 
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
         """Scores of the normal and the anomalous pixels, sorted where they lie; InputError without either."""
-        normal, anomalous = self._normal.values(), self._anomalous.values()
-        if not len(anomalous) or not len(normal):
-            got = f"{len(normal)} and {len(anomalous)}"
+        if not self._normal or not self._anomalous:
+            got = f"{len(self._normal)} and {len(self._anomalous) // 2}"
             raise InputError(f"needed normal and anomalous pixels, got {got}; add more pictures")
+        # Views; as long as one lives, no picture can be added.
+        normal, anomalous = np.asarray(self._normal), np.asarray(self._anomalous).view(np.complex64)
         normal.sort()
         anomalous.sort()
         return normal, anomalous
-
-
-class _Growing:
-    """A row of numbers that grows at its end.
-
-    Where its memory is used up it takes a 32nd more, by realloc, which moves pages of memory and
-    makes no second copy.
-    """
-
-    def __init__(self, dtype: DTypeLike) -> None:
-        self._memory, self._used = np.empty(0, dtype), 0
-
-    def append(self, numbers: np.ndarray) -> None:
-        end = self._used + len(numbers)
-        if end > len(self._memory):
-            self._memory.resize(end + end // 32, refcheck=False)  # views live within one call only
-        self._memory[self._used : end] = numbers
-        self._used = end
-
-    def values(self) -> np.ndarray:
-        """A view, valid until the next `append`."""
-        return self._memory[: self._used]
 
 
 def _inverse_sum(sizes: np.ndarray) -> float:
@@ -217,9 +198,3 @@ def _checked(anomalous: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.nd
         count, first = f"{len(bad)} of {len(values)}", f"number {bad[0]}: {values[bad[0]]}"
         raise InputError(f"needed finite scores, got {count} that are not, the first of them {first}")
     return truth, values
-
-
-def _check_classes(truth: np.ndarray) -> None:
-    if truth.all() or not truth.any():
-        kind = "anomalous" if truth.all() else "normal"
-        raise InputError(f"needed normal and anomalous ones, got {len(truth)} that are all {kind}")

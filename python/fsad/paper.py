@@ -69,18 +69,19 @@ def prepare(
 
     Raises InputError: the data is not that of the table.
     """
-    table, scenes = TABLES[number], [text for text in given if text.startswith(SCENES)]
-    later = [c.name for c in categories if c.dataset.startswith(SCENES) and c.name.partition(":")[0] > SPLIT]
-    if number == 2:
-        tested = [c for c in categories if c.test and (c.name in later or not c.dataset.startswith(SCENES))]
-    else:
-        tested = [c for c in categories if c.test and c.name in (table.categories or (c.name,))]
-    if not tested or (number == 2 and not scenes):
-        what = f"{SCENES}=ROOT, and sets to test on" if number == 2 else ", ".join(table.categories)
+    table, on_scenes, data, seen = TABLES[number], number == 2, given, categories
+    tested = [c for c in categories if c.test and c.name in (table.categories or (c.name,))]
+    later = list[str]()
+    if on_scenes:
+        data = [text for text in given if text.startswith(SCENES)]
+        seen = [c for c in categories if c.dataset.startswith(SCENES)]
+        later = [c.name for c in seen if c.name.partition(":")[0] > SPLIT]
+        tested = [c for c in tested if c.name in later or not c.dataset.startswith(SCENES)]
+    if not tested or not data:
+        what = f"{SCENES}=ROOT, and sets to test on" if on_scenes else ", ".join(table.categories)
         raise InputError(f"table {number} needs {what or 'categories'}; got {', '.join(given)}")
-    schedule, data = Schedule(updates=updates), given if number != 2 else scenes
+    schedule = Schedule(updates=updates)
     recipes = {name: Recipe(size=default.size, **settings) for name, settings in table.networks.items()}
-    seen = [c for c in categories if number != 2 or c.dataset.startswith(SCENES)]
     prints = sorted(c.name.encode() + fingerprint(source) for c in seen for source in c.normal)
     pictures = hashlib.sha256(b"".join(prints)).hexdigest()
     bases = {}
@@ -89,12 +90,12 @@ def prepare(
         bases[name] = folder / "trained" / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
     names = {name: str(base / "{category}" / NETWORK) for name, base in bases.items()}
     maml = names.pop("maml-ae", None)
-    theirs: dict[str, Any] = {"methods": table.methods, "shots": table.shots, "maml": maml, "augment": True}
-    protocol = replace(default, backbones=list(names.values()), **theirs)
+    theirs = replace(default, methods=table.methods, shots=table.shots, maml=maml, augment=True)
+    protocol = replace(theirs, backbones=list(names.values()))
     check(tested, protocol)  # before any training
     needed = []  # of each network and category: what it must not have seen, its path
     for name, category in product(recipes, tested):
-        out = [category.name] if number != 2 else later if category.name in later else []
+        out = (later if category.name in later else []) if on_scenes else [category.name]
         needed.append((name, out, bases[name] / category.name / NETWORK))
     done = {f"{name} {out}": path for name, out, path in needed if path.exists()}
     for name, out, path in needed:
