@@ -241,6 +241,7 @@ def test_a_lost_file_is_named(tmp_path, name, lost, message):
         ("broken/000_mask.bmp", r"000_mask\.bmp and .*000_mask\.png are two masks of one name"),
         ("broken/001/000.png", r"broken/001/000\.png lies in a folder that the pictures have not"),
         ("crack/000_mask.png", r"ground_truth/crack has masks, but no .*bottle/test/crack"),
+        ("000_mask.png", r"ground_truth/000_mask\.png lies in no folder"),
         ("good/000_mask.png", None),
     ],
 )
@@ -248,6 +249,7 @@ def test_masks_that_belong_to_no_picture(tmp_path, extra, message):
     lookalikes.mvtec(tmp_path)
     lookalikes.mask(tmp_path / "bottle" / "ground_truth" / extra)
     if message is None:
+        (tmp_path / "bottle" / "ground_truth" / "empty").mkdir()
         assert len(load("mvtec", tmp_path)) == 2  # of normal pictures masks are no harm
         return
     with pytest.raises(InputError, match=message):

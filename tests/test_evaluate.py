@@ -163,7 +163,7 @@ def test_maml_ae_is_compared_on_pictures(tmp_path):
     chosen = protocol(methods=("ridge",), maml=str(tmp_path / "ae.safetensors"), draws=1)
     methods = [result["method"] for result in run_evaluation([make_category()], chosen, tmp_path / "results")]
     assert methods == ["ridge", "maml-ae"]
-    with pytest.raises(InputError, match="maml-ae needs the weights"):
+    with pytest.raises(InputError, match="small_resnet does not hold MAML-AE"):
         run_evaluation([make_category()], protocol(maml="small_resnet"), tmp_path / "other")
 
 

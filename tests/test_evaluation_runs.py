@@ -22,7 +22,7 @@ from fsad.datasets import Picture, load
 from fsad.errors import InputError
 from fsad.evaluate import run_evaluation
 from fsad.evaluation_plots import write_plots
-from fsad.networks import SmallResNet, save_network
+from fsad.networks import Autoencoder, SmallResNet, save_network
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(tmp_path):
@@ -58,11 +58,18 @@ def test_what_was_lost_or_cut_off_is_made_again(tmp_path):
     results = run_evaluation([category], chosen, tmp_path)
     first, second, third = (tmp_path / "runs" / f"{result['file']}.json" for result in results)
     maps = first.with_suffix(".png")
-    for lost in (maps.unlink, lambda: maps.write_bytes(maps.read_bytes()[:-40])):
+    for lost, damage in (
+        (maps.unlink, b"{}"),
+        (
+            lambda: maps.write_bytes(maps.read_bytes()[:-40]),
+            b'{"metrics":null,"scores":null,"anomalous":null}',
+        ),
+        (lambda: maps.write_bytes(maps.read_bytes()[:50] + bytes(300)), b"[" * 100_000),
+    ):
         judged.clear()
         lost()
         second.write_bytes(second.read_bytes()[:-9])
-        third.write_bytes(b"{}")
+        third.write_bytes(damage)
         again = run_evaluation([category], chosen, tmp_path, judged.append)
         assert [run.draw for run in judged] == [0, 1, 2]
         assert [result["scores"] for result in again] == [result["scores"] for result in results]
@@ -237,7 +244,12 @@ def test_wrong_protocols_are_named(tmp_path):
     with pytest.raises(OSError, match=r"net\.safetensors"):
         networks = ("small_resnet", str(tmp_path / "net.safetensors"))
         run_evaluation([make_category()], protocol(backbones=networks), tmp_path)
-    assert not [*tmp_path.iterdir()]
+    save_network(tmp_path / "ae.safetensors", Autoencoder(), {"name": "autoencoder"}, sparse_coding={})
+    with pytest.raises(InputError, match=r"ae\.safetensors holds MAML-AE.*goes by --maml-ae"):
+        run_evaluation([make_category()], protocol(backbones=(str(tmp_path / "ae.safetensors"),)), tmp_path)
+    with pytest.raises(InputError, match="small_resnet does not hold MAML-AE"):
+        run_evaluation([make_category()], protocol(maml="small_resnet"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["ae.safetensors"]
 
 
 @pytest.mark.parametrize("anomalous", [False, True])

@@ -89,6 +89,11 @@ def test_masks_are_checked_before_training(mvtec, tmp_path, monkeypatch):
     monkeypatch.setattr("fsad.paper.run", None)
     with pytest.raises(InputError, match=r"000_mask\.png is 9 x 9 pixels, its picture 16 x 16"):
         set_up(4, [f"mvtec={root}"], tmp_path / "out")
+    given = ["evaluate", mvtec, "--table", "4", "--input-size", "16", "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*given, "--backbone", str(tmp_path / "none.safetensors")])
+    assert isinstance(done.exception, FileNotFoundError)
+    done = CliRunner().invoke(app, [*given[:-3], "40", *given[-2:], "--method", "ae-mse"])
+    assert "ae-mse takes sizes divisible by 16; got 40" in str(done.exception)
 
 
 def test_a_table_has_its_own_shots(mvtec, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -373,3 +374,12 @@ def test_memory_is_that_of_the_residuals_not_of_the_codes() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         layer(features, support)
     assert kept < 20 * features.numel() * 4
+
+
+def test_settings_are_fixed():
+    layer = fsad.SparseCodingLayer(iterations=2)
+    with pytest.raises(
+        AttributeError, match=r"settings are fixed; use dataclasses\.replace\(layer, iterations"
+    ):
+        layer.iterations = 4
+    assert len(dataclasses.replace(layer, iterations=4).lambdas) == 4

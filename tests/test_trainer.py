@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -365,5 +366,9 @@ def test_recipes_are_json_and_leave_categories_out(tmp_path):
         Recipe.of({**given, "leave_out": ["gear"]}, []).episodes()
     with pytest.raises(InputError, match="is given twice; its products would count as others' too"):
         Recipe.of({**given, "data": [str(tmp_path), f"{tmp_path}/."]}, []).episodes()
+    for lot in ("a/lot=1", "b/lot=1"):  # no data set, and not the same
+        shutil.copytree(tmp_path / "nut", tmp_path.with_name("lots") / lot / "nut")
+    lots = [str(tmp_path.with_name("lots") / lot) for lot in ("a/lot=1", "b/lot=1")]
+    assert len(Recipe.of({**given, "data": lots, "leave_out": []}, []).episodes().categories) == 2
     with pytest.raises(InputError, match=r"procedural are kept for evaluation; .* --procedural NUMBER"):
         Recipe.of({**given, "data": ["procedural"]}, []).episodes()

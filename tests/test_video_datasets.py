@@ -196,6 +196,7 @@ def test_lost_truth_or_frames_are_named(tmp_path, name, lost, message):
 @pytest.mark.parametrize(
     ("name", "lost", "message"),
     [
+        ("ucsd-ped2", "UCSDped2/Test/Test002", r"Test002_gt are labels without a video"),
         ("avenue", "testing_videos/10", r"10_label\.mat are labels without a video"),
         ("shanghaitech", "testing/frames/12_0142", r"12_0142\.npy are labels without a video"),
     ],
@@ -209,15 +210,19 @@ def test_a_test_set_in_part_is_refused(tmp_path, name, lost, message):
 
 def test_films_of_which_some_are_frames_already(tmp_path):
     lookalikes.WRITERS["shanghaitech"](tmp_path)
+    (tmp_path / "testing" / "test_frame_mask" / "._12_0142.npy").write_text("a resource fork")
     films, frames = (tmp_path / "training" / kind for kind in ("videos", "frames"))
     frames.mkdir()
+    (frames / "readme.txt").write_text("no video")
     (films / "01_002").rename(frames / "01_002")
     shutil.copytree(films / "12_001", frames / "12_001")
-    assert [(scene.name, len(scene.normal)) for scene in read("shanghaitech", tmp_path)] == [
-        ("01", 2),
-        ("12", 1),
-        ("13", 1),
-    ]
+    for rest in ([], [film.name for film in films.iterdir() if film.name != "12_001"]):
+        for name in rest:  # then of all, and the films are gone
+            (films / name).rename(frames / name)
+        scenes = read("shanghaitech", tmp_path)
+        assert [(scene.name, len(scene.normal)) for scene in scenes] == [("01", 2), ("12", 1), ("13", 1)]
+    shutil.rmtree(films / "12_001")
+    assert len(read("shanghaitech", tmp_path)) == 3
 
 
 def test_few_films_stay_open(tmp_path):

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from fsad.errors import FsadError, InputError
-from fsad.images import FORMATS, ImageLike, display_name, list_images, load_image, resize
+from fsad.images import FORMATS, SUFFIXES, ImageLike, display_name, list_images, load_image, resize
 from fsad.procedural import FAMILIES, HELD_OUT, ProceduralTask
 from fsad.video import TEMPORAL, Frame, VideoCategory, avenue, entries, shanghaitech, ucsd
 
@@ -251,9 +251,11 @@ def _tree_test(category: Path, need_masks: bool) -> list[Picture]:
     """The pictures in test/<kind>, with masks if these are needed or there is a ground_truth."""
     test: list[Picture] = []
     truth, kinds = category / "ground_truth", folders(category / "test")
+    if truth.is_dir() and (left := [p for p in entries(truth) if p.suffix.lower() in SUFFIXES]):
+        raise InputError(f"{display_name(left[0])} lies in no folder of a kind of defect; move or remove it")
     known = {*GOOD, *(kind.name.lower() for kind in kinds)}
     for path in folders(truth) if truth.is_dir() else ():
-        if path.name.lower() not in known:
+        if path.name.lower() not in known and entries(path):
             wrong = f"{display_name(path)} has masks, but no {display_name(category / 'test' / path.name)}"
             raise InputError(f"{wrong} the pictures; add these, or remove the masks")
     for kind in kinds:

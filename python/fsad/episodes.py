@@ -66,20 +66,27 @@ class ProceduralCategory:
         return ProceduralTask(self._seed, size).normal(number).image
 
 
+def place_of(root: str | os.PathLike) -> tuple[str, str, Path]:
+    """Data set, view of its videos and folder in "NAME:VIEW=ROOT"; of a folder, which goes first, itself."""
+    about, _, folder = str(root).partition("=")
+    name, _, view = about.partition(":")
+    return ("", "", Path(root)) if Path(root).is_dir() or name not in DATASETS else (name, view, Path(folder))
+
+
 def categories_of(root: str | os.PathLike) -> list[PictureCategory]:
     """Each folder in ``root``, or ``<category>/train/good`` where there is one; or of "NAME=ROOT".
 
     That is a data set of ``fsad.datasets``; of its videos, up to ``FRAMES`` frames a camera, evenly spread.
     Raises InputError where there are none, or one without pictures.
     """
-    name = str(root).partition("=")[0].partition(":")[0]
     if str(root) == "procedural" and not Path(root).is_dir():
         what = "the products of the data set procedural are kept for evaluation"
         raise InputError(f"{what}; to train on others like them give --procedural NUMBER")
-    if name in DATASETS and not Path(root).is_dir():
+    name, _, folder = place_of(root)
+    if name:
         found, most = load(str(root)), FRAMES if DATASETS[name].video else math.inf
         return [PictureCategory(c.name, c.normal[:: math.ceil(len(c.normal) / most) or 1]) for c in found]
-    good = {path: path / "train" / "good" for path in folders(Path(root))}
+    good = {path: path / "train" / "good" for path in folders(folder)}
     if not good:
         expected = "one folder of normal pictures for each, or MVTec AD's layout, <category>/train/good"
         raise InputError(f"{display_name(root)} holds no categories; expected {expected}")

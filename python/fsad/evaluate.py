@@ -38,6 +38,7 @@ from fsad.frames import score_maps
 from fsad.images import resize
 from fsad.metrics import PixelMetrics, frame_auc, image_metrics
 from fsad.model_file import replace_file
+from fsad.networks import Autoencoder
 
 BATCH = 8
 DEFAULT_METHODS = tuple(name for name, kind in METHODS.items() if kind.sees == "features")
@@ -79,6 +80,10 @@ class Protocol:
         each = [(*pair, shots, draw) for pair, shots, draw in product(pairs, self.shots, range(self.draws))]
         return each + [(method, NONE, ALL, 0) for method in once]
 
+    @property
+    def networks(self) -> list[str]:
+        return sorted({network for _, network, *_ in self.runs} - {NONE})
+
 
 @dataclass(frozen=True)
 class Run:
@@ -109,18 +114,11 @@ def run_evaluation(
     Raises InputError before any work, see ``check``, and what ``load_backbone`` raises.
     """
     check(categories, protocol)
-    named = {network for _, network, *_ in protocol.runs} - {NONE}
-    files = {name.replace("{category}", category.name) for name in named for category in categories}
-    loaded = {file: protocol.loaded.get(file) or load_backbone(file) for file in sorted(files)}
-    for file, network in loaded.items():
-        network.eval().requires_grad_(False)
-        if network.input_size not in (None, protocol.size):
-            trained = f"{file} was trained on pictures of {network.input_size} px, these have {protocol.size}"
-            warnings.warn(f"{trained}; give --input-size {network.input_size} to judge it", stacklevel=2)
+    loaded = load_networks(categories, protocol)
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     found = []
     for category in categories:
-        networks = {name: loaded[name.replace("{category}", category.name)] for name in named}
+        networks = {name: loaded[name, category.name] for name in protocol.networks}
         runs = _runs(category, protocol, networks)
         paths = {run: folder / "runs" / f"{run.file}.json" for run in runs}
         with _emptied(folder / "runs" / "scratch") as scratch:
@@ -160,6 +158,27 @@ def check(categories: Sequence[Category], protocol: Protocol) -> None:
             check_masks(category, protocol.size)
 
 
+def load_networks(categories: Sequence[Category], protocol: Protocol) -> dict[tuple[str, str], Backbone]:
+    """Of each name and category. Raises what ``load_backbone`` does, and InputError for the other kind."""
+    found, loaded = dict[str, Backbone](), dict[tuple[str, str], Backbone]()
+    for name, category in product(protocol.networks, categories):
+        file = name.replace("{category}", category.name)
+        if file not in found:
+            network = protocol.loaded.get(file) or load_backbone(file)
+            if isinstance(network.module, Autoencoder) != (name == protocol.maml):
+                raise InputError(
+                    f"{file} {'does not hold' if name == protocol.maml else 'holds'} MAML-AE, "
+                    "which gives pictures rather than features, and goes by --maml-ae"
+                )
+            if network.input_size not in (None, protocol.size):
+                trained = f"{file} was trained on pictures of {network.input_size} px"
+                advice = f"give --input-size {network.input_size} to judge it"
+                warnings.warn(f"{trained}, these have {protocol.size}; {advice}", stacklevel=2)
+            found[file] = network.eval().requires_grad_(False)
+        loaded[name, category.name] = found[file]
+    return loaded
+
+
 @contextmanager
 def _emptied(folder: Path) -> Iterator[Path]:
     """Without what an evaluation that was killed left there, and gone afterwards."""
@@ -175,12 +194,13 @@ def _emptied(folder: Path) -> Iterator[Path]:
 def _is_whole(run: Run, path: Path) -> bool:
     """Whether the file, and the maps beside that of a first draw, are there and can be read."""
     try:
-        if not {"metrics", "scores", "anomalous"} <= json.loads(path.read_bytes()).keys():
+        stored = json.loads(path.read_bytes())
+        if not stored["metrics"].keys() or len(stored["scores"]) != len(stored["anomalous"]):
             return False
         if run.draw == 0:
             with Image.open(path.with_suffix(".png")) as maps:
                 maps.load()
-    except (OSError, ValueError, AttributeError):  # missing, cut off, or something else
+    except Exception:  # missing; and damaged files make both raise nearly anything
         return False
     return True
 

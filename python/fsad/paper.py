@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from fsad import __version__
 from fsad.datasets import Category, fingerprint
 from fsad.errors import InputError
-from fsad.evaluate import Protocol, check
+from fsad.evaluate import Protocol, check, load_networks
 from fsad.model_file import replace_file
 from fsad.recipe import NETWORK, Recipe, run
 from fsad.trainer import CHECKPOINT, Schedule
@@ -93,6 +93,8 @@ def prepare(
     theirs = replace(default, methods=table.methods, shots=table.shots, maml=maml, augment=True)
     protocol = replace(theirs, backbones=list(names.values()))
     check(tested, protocol)  # before any training
+    load_networks(tested, replace(default, shots=table.shots))
+    check(tested, replace(default, shots=table.shots))
     needed = []  # of each network and category: what it must not have seen, its path
     for name, category in product(recipes, tested):
         out = (later if category.name in later else []) if on_scenes else [category.name]

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from fsad import networks
 from fsad.energy import AdaptiveEnergyModel
-from fsad.episodes import Category, Episodes, ProceduralCategory, categories_of
+from fsad.episodes import Category, Episodes, ProceduralCategory, categories_of, place_of
 from fsad.episodic import TERMS, EpisodeLoss, LangevinSampler, MamlLoss
 from fsad.errors import FsadError, InputError
 from fsad.procedural import HELD_OUT
@@ -113,8 +113,8 @@ class Recipe:
 
     def _split(self) -> tuple[list[Category], list[Category]]:
         """The categories to train on, and those left out."""
-        roots = [Path(str(root).partition("=")[2] or root).resolve() for root in self.data]
-        if twice := [str(root) for i, root in enumerate(roots) if root in roots[:i]]:
+        places = [(view, folder.resolve()) for _, view, folder in map(place_of, self.data)]
+        if twice := [str(place[1]) for i, place in enumerate(places) if place in places[:i]]:
             raise InputError(f"{', '.join(twice)} is given twice; its products would count as others' too")
         every: list[Category] = [category for root in self.data for category in categories_of(root)]
         kept = [category for category in every if category.name not in self.leave_out]

@@ -85,6 +85,13 @@ class SparseCodingLayer(StoredDictionary):
         self._check_settings()
         self.lambdas, self.taus = arguments.check_schedule(*self._make_schedule(), self.shrinkage)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if (
+            name in self.__dataclass_fields__ and "lambdas" in self.__dict__
+        ):  # thresholds come of the settings
+            raise AttributeError(f"a layer's settings are fixed; use dataclasses.replace(layer, {name}=...)")
+        super().__setattr__(name, value)
+
     @classmethod
     def paper(cls, **overrides: Any) -> "SparseCodingLayer":
         """The setting of the paper: η = 1, no whitening, absolute thresholds, receptive field 3.

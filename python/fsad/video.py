@@ -129,6 +129,8 @@ def ucsd(root: Path, name: str) -> list[VideoCategory]:
     test = root / name / "Test"
     clips, table = _clips(test), test / f"{name}.m"
     names = [clip for clip in clips if not clip.endswith("_gt")]
+    if left := [clip for clip in clips if clip.endswith("_gt") and clip.removesuffix("_gt") not in names]:
+        raise _unlabelled(test / left[0])
     if table.is_file():
         lines = re.sub("%.*", "", table.read_text("latin-1"))  # without comments
         ranges = re.findall(r"gt_frame\s*=\s*\[(.*?)\]", lines)
@@ -166,13 +168,7 @@ def shanghaitech(root: Path) -> list[VideoCategory]:
     """ShanghaiTech Campus: a category for each scene; scene 13 has no videos to test on."""
     training, testing, labels = root / "training", root / "testing", root / "testing" / "test_frame_mask"
     scenes: dict[str, VideoCategory] = {}
-    films = training / "videos"
-    places = [films] if films.is_dir() else []
-    frames_of_films = training / "frames"  # of some films or of all; they go before the film
-    if not places or (frames_of_films.is_dir() and entries(frames_of_films)):
-        places.append(frames_of_films)
-    normal = {clip: frames for place in places for clip, frames in _clips(place).items()}
-    for clip, frames in sorted(normal.items()):
+    for clip, frames in sorted(_clips(training / "videos", training / "frames").items()):
         name = clip.split("_")[0]
         scenes.setdefault(name, VideoCategory(name, [], [])).normal.append(frames)
     clips = _clips(testing / "frames")
@@ -187,26 +183,33 @@ def shanghaitech(root: Path) -> list[VideoCategory]:
     return list(scenes.values())
 
 
-def _clips(folder: Path) -> dict[str, Frames]:
-    """The videos in a folder by name: folders of pictures, and .avi files without such a folder beside them.
+def _clips(*places: Path) -> dict[str, Frames]:
+    """The videos in one place or more by name: folders of pictures, and .avi files without such a folder.
     Frames may be called 000 ... 999, 1000: shorter names go first."""
     found: dict[str, Frames] = {}
-    for path in entries(folder):
+    paths = [path for place in places if place.is_dir() or len(places) == 1 for path in entries(place)]
+    for path in sorted(paths, key=lambda path: not path.is_dir()):  # folders go first
         if path.is_dir():
             frames = list_images(path)
             frames.sort(key=lambda frame: (len(frame.name), frame.name))
             found[path.name] = frames
-        elif path.suffix.lower() == ".avi" and path.stem not in found:  # folders go first
+        elif path.suffix.lower() == ".avi" and path.stem not in found:
             found[path.stem] = FilmFrames(path)
     if not found:
+        folder = places[0]
         raise InputError(f"{display_name(folder)} has no videos *.avi, nor folders of their frames")
     return found
 
 
 def _check_labels(folder: Path, pattern: str, expected: set[str]) -> None:
     """That there is a video to each file of labels: a test set in part is another test set."""
-    if left := sorted(path for path in folder.glob(pattern) if path.stem not in expected):
-        raise InputError(f"{display_name(left[0])} are labels without a video; add the video, or remove them")
+    for path in entries(folder) if folder.is_dir() else ():
+        if path.match(pattern) and path.stem not in expected:
+            raise _unlabelled(path)
+
+
+def _unlabelled(labels: Path) -> InputError:
+    return InputError(f"{display_name(labels)} are labels without a video; add the video, or remove them")
 
 
 def _video(path: Path, frames: Frames, anomalous: np.ndarray) -> Video:
