@@ -23,6 +23,21 @@ STEPS = (1, 3, 10)
 LARGEST = 2**25  # k·n
 TOGETHER, COMPILED_EVERY = 10, 3  # points a process; what is compiled takes a while to be
 FORWARD_LIMIT, BACKWARD_LIMIT = 1.05, 0.8
+# What the draw hardly meets: few queries over many narrow patches, which take longer to gather than to multiply.
+NARROW = [
+    Shape(18, 1024, 8, 3, 1),
+    Shape(18, 4096, 1, 3, 3),
+    Shape(18, 4096, 1, 3, 10),
+    Shape(18, 4096, 8, 3, 3),
+    Shape(18, 10240, 1, 3, 3),
+    Shape(18, 40960, 1, 3, 3),
+    Shape(18, 40960, 8, 3, 10),
+    Shape(36, 64, 1, 3, 1),
+    Shape(36, 1024, 1, 3, 3),
+    Shape(36, 10240, 1, 3, 10),
+    Shape(63, 1024, 1, 3, 3),
+    Shape(153, 1024, 1, 3, 1),
+]
 QUICK = [Shape(16, 64, 8), Shape(36, 256, 64, 3, 1), Shape(64, 256, 64)]
 
 
@@ -41,7 +56,7 @@ def points(count: int = POINTS) -> list[Shape]:
 
 
 def measure(quick: bool) -> list[dict[str, Any]]:
-    shapes = QUICK if quick else points()
+    shapes = QUICK if quick else [*points(), *NARROW]
     entries = []
     for start in range(0, len(shapes), TOGETHER):
         some = shapes[start : start + TOGETHER]
@@ -84,8 +99,9 @@ def _times(
 def markdown(result: list[dict[str, Any]], plots: Path) -> str:
     compiled = [entry for entry in result if "compiled" in entry["forward"]]
     parts = [
-        f"{len(result)} points, drawn with a seed so that all values of d ∈ {WIDTHS}, l ∈ {FIELDS} and",
-        f"N ∈ {STEPS}, and all pairs of k ∈ {ATOMS} and n ∈ {QUERIES} with k·n ≤ {LARGEST}, occur alike",
+        f"{len(result)} points, {len(NARROW)} of them narrow patches and few queries, where gathering weighs most,",
+        f"the others drawn with a seed so that all values of d ∈ {WIDTHS}, l ∈ {FIELDS} and N ∈ {STEPS},",
+        f"and all pairs of k ∈ {ATOMS} and n ∈ {QUERIES} with k·n ≤ {LARGEST}, occur alike",
         "often (with l = 3, d is the nearest multiple of 9, at least 18). Medians of",
         f"{ROUNDS} interleaved rounds, {FEW_ROUNDS} where one takes long; torch.compile, which compiles each",
         f"anew, at {len(compiled)} points.",

@@ -1,6 +1,7 @@
 // How maps become patches: gathering them (Im2Col) and scattering them back (Col2Im), and tiles of atoms.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 
 #include "blocks.h"
@@ -67,22 +68,50 @@ class AtomRows {
     const Real* maps = map_.data + task * map_.task_size();
     if (!packed_) return {maps + first * width_, width_};
     const int64_t stride = packed_stride(width_);
+    Place place = place_of(first);
     for (int64_t i = 0; i < count; ++i) {
-      Real* row = packed_ + i * stride;
-      const int64_t position = index_ ? index_[task * atoms_ + first + i] : first + i;
-      visit_patch(map_, maps, position, [&](int offset, const Real* vector) {
-        Real* target = row + offset * map_.channels;
-        if (vector) {
-          std::memcpy(target, vector, map_.channels * sizeof(Real));
-        } else {
-          std::memset(target, 0, map_.channels * sizeof(Real));
-        }
-      });
+      if (index_) place = place_of(index_[task * atoms_ + first + i]);
+      pack(maps, place, packed_ + i * stride);
+      if (!index_) next(place);
     }
     return {packed_, stride};
   }
 
  private:
+  struct Place {
+    int64_t row, y, x;  // row: of all images' rows
+  };
+
+  Place place_of(int64_t position) const {
+    const int64_t row = position / map_.width;
+    return {row, row % map_.height, position - row * map_.width};
+  }
+
+  void next(Place& place) const {
+    if (++place.x < map_.width) return;
+    place.x = 0;
+    ++place.row;
+    if (++place.y == map_.height) place.y = 0;
+  }
+
+  // A patch is l pieces of the map's rows, l² vectors: neighbours in a row lie beside each other. Narrow ones
+  // of few queries take longer to gather than to multiply.
+  void pack(const Real* maps, const Place& place, Real* target) const {
+    const int64_t field = map_.receptive_field, margin = field / 2, c = map_.channels;
+    const int64_t left = std::max<int64_t>(margin - place.x, 0);
+    const int64_t right = std::max<int64_t>(place.x + margin + 1 - map_.width, 0);
+    for (int64_t dy = -margin; dy <= margin; ++dy, target += field * c) {
+      const bool inside = place.y + dy >= 0 && place.y + dy < map_.height;
+      const int64_t known = inside ? std::max<int64_t>(field - left - right, 0) : 0;
+      const int64_t before = known ? left : field;
+      if (before) std::memset(target, 0, before * c * sizeof(Real));
+      if (!known) continue;
+      const Real* source = maps + ((place.row + dy) * map_.width + place.x - margin + left) * c;
+      std::memcpy(target + left * c, source, known * c * sizeof(Real));
+      if (right) std::memset(target + (left + known) * c, 0, right * c * sizeof(Real));
+    }
+  }
+
   PatchMap<const Real> map_;
   const int64_t* index_;
   int64_t atoms_, width_;

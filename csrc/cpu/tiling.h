@@ -13,9 +13,9 @@ inline namespace FSAD_ISA {
 constexpr int64_t kMostAtoms = 96;
 inline int64_t tile_atoms(int64_t width) { return width <= 256 ? kMostAtoms : kMostAtoms / 2; }
 
-// Products over a wide d go by parts of this depth: a panel of so many rows (16 KiB) stays in the first
-// cache.
-constexpr int64_t kDepth = 256;
+// Products over a wide d go by equal parts of at most this depth: a panel of so many rows (12 KiB) stays in
+// the first cache, and roundings of a longer sum would exceed twice those of plain PyTorch.
+constexpr int64_t kDepth = 192;
 
 // Shorter parts where atoms or queries are few, and over many steps, which amplify roundings: of vectors of
 // one sign a long sum's grow with its length, and plain PyTorch's own sums are short.
@@ -29,6 +29,9 @@ constexpr int64_t kGroupBytes = int64_t(4) << 20;
 
 // Multiply-adds below which work is not handed to a further thread: some 10 µs.
 constexpr int64_t kThreadWork = int64_t(1) << 19;
+
+// As many multiply-adds take as long as to pack an atom, whose patch is gathered piece by piece.
+constexpr int64_t kPackingWork = 1024;
 
 // Panels of queries below which the atoms are split among threads too, and into how many pieces of work.
 constexpr int64_t kFewPanels = 16, kPieces = 32;
@@ -51,10 +54,13 @@ struct Plan {
     const int64_t work = std::max<int64_t>(atoms * width, 1);
     single = Panels<Real>::are_single(queries);
     const bool is_delicate = atoms <= kFewAtoms || queries <= kBlock<Real> || p.iterations >= kManySteps;
-    depth = is_delicate ? kShortDepth : kDepth;
+    const int64_t deepest = is_delicate ? kShortDepth : kDepth;
+    const int64_t parts = std::max<int64_t>((width + deepest - 1) / deepest, 1);
+    depth = round_up((width + parts - 1) / parts, 16);
     // A single query waits for the atoms' memory as long as several would compute.
-    const int64_t tiles = atoms / (2 * tile_atoms(width)),
-                  worth = work * std::clamp(queries, kLeastLanes, kMostLanes) / kThreadWork;
+    const bool packs = AtomRows<Real>::are_packed(p.atom_map, p.atom_index, width, single);
+    const int64_t an_atom = width * std::clamp(queries, kLeastLanes, kMostLanes) + (packs ? kPackingWork : 0);
+    const int64_t tiles = atoms / (2 * tile_atoms(width)), worth = atoms * an_atom / kThreadWork;
     splits = panels < kFewPanels ? std::max<int64_t>(std::min({kPieces / panels, tiles, worth}), 1) : 1;
     const int64_t affordable =
         (sums_over_queries ? 2 : 1) * kGroupBytes / (std::max<int64_t>(arrays * atoms, 1) * sizeof(Real));
