@@ -23,7 +23,7 @@ STEPS = (1, 3, 10)
 LARGEST = 2**25  # k·n
 TOGETHER, COMPILED_EVERY = 10, 3  # points a process; what is compiled takes a while to be
 FORWARD_LIMIT, BACKWARD_LIMIT = 1.05, 0.8
-# What the draw hardly meets: few queries over many narrow patches, which take longer to gather than to multiply.
+# What the draw hardly meets: few queries over narrow patches, which take longer to gather than to multiply.
 NARROW = [
     Shape(18, 1024, 8, 3, 1),
     Shape(18, 4096, 1, 3, 3),
@@ -99,8 +99,8 @@ def _times(
 def markdown(result: list[dict[str, Any]], plots: Path) -> str:
     compiled = [entry for entry in result if "compiled" in entry["forward"]]
     parts = [
-        f"{len(result)} points, {len(NARROW)} of them narrow patches and few queries, where gathering weighs most,",
-        f"the others drawn with a seed so that all values of d ∈ {WIDTHS}, l ∈ {FIELDS} and N ∈ {STEPS},",
+        f"{len(result)} points: {len(NARROW)} of narrow patches and few queries, where gathering weighs,",
+        f"and others drawn with a seed so that all values of d ∈ {WIDTHS}, l ∈ {FIELDS} and N ∈ {STEPS},",
         f"and all pairs of k ∈ {ATOMS} and n ∈ {QUERIES} with k·n ≤ {LARGEST}, occur alike",
         "often (with l = 3, d is the nearest multiple of 9, at least 18). Medians of",
         f"{ROUNDS} interleaved rounds, {FEW_ROUNDS} where one takes long; torch.compile, which compiles each",

@@ -76,6 +76,28 @@ def test_what_was_lost_or_cut_off_is_made_again(tmp_path):
     write_plots([category], again, tmp_path)
 
 
+def test_plots_hide_nothing(tmp_path, monkeypatch):
+    """ROC curves from the origin on, what is wholly anomalous as white, and maps on one scale."""
+    category, drawn = make_category(), {}
+    category.test = [
+        picture._replace(mask=np.ones((SIZE, SIZE), bool)) if picture.anomalous else picture
+        for picture in category.test
+    ]
+    results = run_evaluation([category], protocol(methods=("ridge",), draws=1), tmp_path)
+    monkeypatch.setattr(
+        "fsad.evaluation_plots.write_png", lambda path, figure: drawn.update({path.stem: figure})
+    )
+    write_plots([category], results, tmp_path)
+    curves, maps = (drawn[f"{category.name}-{results[0]['shots']}{end}"] for end in ("", "-maps"))
+    (roc,) = curves.axes[0].get_lines()
+    assert [value[0] for value in roc.get_data()] == [0, 0]
+    shown = [axes.images[0] for axes in maps.axes]
+    columns = len(shown) // 3
+    truth, energies = shown[columns : 2 * columns], shown[2 * columns :]
+    assert all(image.get_clim() == (0, 1) and image.get_array().all() for image in truth)
+    assert {image.get_clim() for image in energies} == {(0, 255)}
+
+
 def test_other_inputs_are_another_run(tmp_path):
     """Pictures, their size, and weights under the same name: nothing old is taken for new."""
 
@@ -245,8 +267,10 @@ def test_wrong_protocols_are_named(tmp_path):
         networks = ("small_resnet", str(tmp_path / "net.safetensors"))
         run_evaluation([make_category()], protocol(backbones=networks), tmp_path)
     save_network(tmp_path / "ae.safetensors", Autoencoder(), {"name": "autoencoder"}, sparse_coding={})
-    with pytest.raises(InputError, match=r"ae\.safetensors holds MAML-AE.*goes by --maml-ae"):
-        run_evaluation([make_category()], protocol(backbones=(str(tmp_path / "ae.safetensors"),)), tmp_path)
+    ae = str(tmp_path / "ae.safetensors")
+    for maml in (None, ae):
+        with pytest.raises(InputError, match=r"ae\.safetensors holds MAML-AE.*give it as --maml-ae"):
+            run_evaluation([make_category()], protocol(backbones=(ae,), maml=maml), tmp_path)
     with pytest.raises(InputError, match="small_resnet does not hold MAML-AE"):
         run_evaluation([make_category()], protocol(maml="small_resnet"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["ae.safetensors"]

@@ -71,6 +71,8 @@ def test_no_queries() -> None:
         Case((1, 2, 20, 15, 15), (1, 2, 20, 8, 8), receptive_field=3),  # threads share the queries
         Case((1, 1, 64, 1, 2), (1, 2, 64, 40, 40)),  # or the atoms
         Case((1, 1, 64, 1, 7), (1, 2, 64, 40, 40)),
+        Case((1, 1, 2, 1, 1), (1, 1, 2, 64, 64), receptive_field=3),  # to gather them is most of the work
+        Case((1, 1, 2, 1, 8), (1, 1, 2, 64, 64), receptive_field=3, atoms=4001),
     ],
     ids=str,
 )

@@ -133,6 +133,26 @@ def test_float32_errs_little_over_vectors_of_one_sign(atoms: int, width: int, st
     check(results)
 
 
+@pytest.mark.parametrize(
+    ("atoms", "width", "steps"),
+    [(200, 192, 3), (400, 208, 3), (200, 224, 3), (200, 256, 3), (600, 256, 3), (200, 256, 1), (400, 300, 3)],
+)
+def test_float32_errs_little_over_vectors_alike(atoms: int, width: int, steps: int) -> None:
+    """Unit vectors with a large mean in common, at widths of one part of a product, just more, and two."""
+
+    def results(backend: str, dtype: torch.dtype, seed: int) -> list[Tensor]:
+        drawn = draw(64, width, seed=seed), draw(atoms, width, seed=seed + DRAWS)
+        queries, dictionary = ((each + 5) / (each + 5).norm(dim=1, keepdim=True) for each in drawn)
+        step = float(1 / torch.linalg.matrix_norm(dictionary, 2) ** 2)
+        lambdas = thresholds(step * (queries @ dictionary.mT), steps)
+        inputs = tuple(each.to(dtype).requires_grad_() for each in (queries, dictionary))
+        residual = functional.istc(*inputs, lambdas, step=step, tau=10 / lambdas[-1], backend=backend)
+        along = draw(64, width, seed=seed + 2 * DRAWS).to(residual)
+        return [residual.detach().double(), *both_orders((residual * along).sum(), inputs)]
+
+    check(results)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sigshrink_is_right_to_a_few_units_in_the_last_place(dtype: torch.dtype) -> None:
     """σ(u) alone: one atom (1, 1) codes (u, 0), whose residual then is −σ(u) in the second place.

@@ -234,7 +234,8 @@ def test_two_processes_make_the_updates_of_one(tmp_path):
         "--standalone",
         str(script),
     ]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # what torchrun sets where nothing is set
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert run.returncode == 0, run.stderr
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as torchrun has it: more of them would add up convolutions in another order
@@ -349,7 +350,7 @@ def test_a_damaged_log_is_named(tmp_path, damage):
         TrainingLog(tmp_path, 2)
 
 
-def test_recipes_are_json_and_leave_categories_out(tmp_path):
+def test_recipes_are_json_and_leave_categories_out(tmp_path, monkeypatch):
     for name in ("bolt", "nut"):
         (tmp_path / name).mkdir()
         for i in range(3):
@@ -370,5 +371,9 @@ def test_recipes_are_json_and_leave_categories_out(tmp_path):
         shutil.copytree(tmp_path / "nut", tmp_path.with_name("lots") / lot / "nut")
     lots = [str(tmp_path.with_name("lots") / lot) for lot in ("a/lot=1", "b/lot=1")]
     assert len(Recipe.of({**given, "data": lots, "leave_out": []}, []).episodes().categories) == 2
+    monkeypatch.chdir(tmp_path)  # a set without a folder is not in this one
+    assert len(Recipe.of({**given, "data": ["elpv", "."], "leave_out": []}, []).episodes().categories) > 2
+    with pytest.raises(InputError, match="elpv is given twice"):
+        Recipe.of({**given, "data": ["elpv", "elpv"], "leave_out": []}, []).episodes()
     with pytest.raises(InputError, match=r"procedural are kept for evaluation; .* --procedural NUMBER"):
         Recipe.of({**given, "data": ["procedural"]}, []).episodes()

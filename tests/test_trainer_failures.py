@@ -155,7 +155,7 @@ def test_a_signal_to_the_whole_group_saves_first(tmp_path):
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, errors
-    assert errors.endswith("What was learnt is saved; the same command with --resume goes on.\n")
+    assert errors.endswith("Stopped; the same command with --resume goes on from the checkpoint.\n")
     assert "Traceback" not in errors
     saved = read_model(tmp_path / "checkpoint.safetensors")[1]
     assert saved["update"] == len(log_of(tmp_path)) > 0

@@ -17,7 +17,6 @@ from fsad.dictionary import thin
 from fsad.energy import AdaptiveEnergyModel
 from fsad.episodic import MamlLoss
 from fsad.errors import InputError, NotAdaptedError
-from fsad.networks import Autoencoder
 from fsad.sparse_coding import SparseCodingLayer
 from fsad.trained_autoencoder import TrainedAutoencoder
 from fsad.whitening import second_moment, unit_length, whitening_matrix
@@ -150,9 +149,6 @@ class MamlAutoencoder:
     """The paper's baseline: error of a meta-learned autoencoder after steps on the normal pictures."""
 
     def __init__(self, autoencoder: Backbone) -> None:
-        if not isinstance(autoencoder.module, Autoencoder):
-            needed = "the weights of `fsad train --method maml-ae`"
-            raise InputError(f"maml-ae needs {needed}, not {autoencoder.name}")
         self._loss = MamlLoss(autoencoder.module.requires_grad_())
 
     def fit(self, pictures: Tensor) -> None:

@@ -208,7 +208,7 @@ def train(
             auroc = run(what, schedule, output, resume=resume, device=device, workers=workers, progress=show)
         except (KeyboardInterrupt, SystemExit):
             if (output / CHECKPOINT).exists():
-                err.print("Stopped. What was learnt is saved; the same command with --resume goes on.")
+                err.print("Stopped; the same command with --resume goes on from the checkpoint.")
             raise
     if auroc is not None:
         out.print(f"AUROC of normal against corrupted pictures of other products: {auroc:.3f}")

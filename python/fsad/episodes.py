@@ -66,11 +66,13 @@ class ProceduralCategory:
         return ProceduralTask(self._seed, size).normal(number).image
 
 
-def place_of(root: str | os.PathLike) -> tuple[str, str, Path]:
-    """Data set, view of its videos and folder in "NAME:VIEW=ROOT"; of a folder, which goes first, itself."""
+def place_of(root: str | os.PathLike) -> tuple[str, str, Path | None]:
+    """Data set, view of its videos and folder, if it has one, in "NAME:VIEW=ROOT"; of a folder, itself."""
     about, _, folder = str(root).partition("=")
     name, _, view = about.partition(":")
-    return ("", "", Path(root)) if Path(root).is_dir() or name not in DATASETS else (name, view, Path(folder))
+    if Path(root).is_dir() or name not in DATASETS:
+        return "", "", Path(root)
+    return name, view, Path(folder) if folder else None
 
 
 def categories_of(root: str | os.PathLike) -> list[PictureCategory]:
@@ -83,7 +85,7 @@ def categories_of(root: str | os.PathLike) -> list[PictureCategory]:
         what = "the products of the data set procedural are kept for evaluation"
         raise InputError(f"{what}; to train on others like them give --procedural NUMBER")
     name, _, folder = place_of(root)
-    if name:
+    if name or folder is None:
         found, most = load(str(root)), FRAMES if DATASETS[name].video else math.inf
         return [PictureCategory(c.name, c.normal[:: math.ceil(len(c.normal) / most) or 1]) for c in found]
     good = {path: path / "train" / "good" for path in folders(folder)}

@@ -165,17 +165,19 @@ def load_networks(categories: Sequence[Category], protocol: Protocol) -> dict[tu
         file = name.replace("{category}", category.name)
         if file not in found:
             network = protocol.loaded.get(file) or load_backbone(file)
-            if isinstance(network.module, Autoencoder) != (name == protocol.maml):
-                raise InputError(
-                    f"{file} {'does not hold' if name == protocol.maml else 'holds'} MAML-AE, "
-                    "which gives pictures rather than features, and goes by --maml-ae"
-                )
             if network.input_size not in (None, protocol.size):
                 trained = f"{file} was trained on pictures of {network.input_size} px"
                 advice = f"give --input-size {network.input_size} to judge it"
                 warnings.warn(f"{trained}, these have {protocol.size}; {advice}", stacklevel=2)
             found[file] = network.eval().requires_grad_(False)
-        loaded[name, category.name] = found[file]
+        network = loaded[name, category.name] = found[file]
+        is_maml = isinstance(network.module, Autoencoder)
+        if is_maml and name in protocol.backbones:
+            wrong = f"{file} holds MAML-AE, which gives pictures rather than features"
+            raise InputError(f"{wrong}; give it as --maml-ae, and another as --backbone")
+        if name == protocol.maml and not is_maml:
+            needed = "weights of `fsad train --method maml-ae`"
+            raise InputError(f"{file} does not hold MAML-AE; expected {needed}")
     return loaded
 
 

@@ -92,9 +92,9 @@ def prepare(
     maml = names.pop("maml-ae", None)
     theirs = replace(default, methods=table.methods, shots=table.shots, maml=maml, augment=True)
     protocol = replace(theirs, backbones=list(names.values()))
-    check(tested, protocol)  # before any training
-    load_networks(tested, replace(default, shots=table.shots))
-    check(tested, replace(default, shots=table.shots))
+    # Before any training: both of them at once, and the networks that are there.
+    check(tested, replace(protocol, methods=[*table.methods, *default.methods], maml=maml or default.maml))
+    load_networks(tested, default)
     needed = []  # of each network and category: what it must not have seen, its path
     for name, category in product(recipes, tested):
         out = (later if category.name in later else []) if on_scenes else [category.name]

@@ -113,7 +113,9 @@ class Recipe:
 
     def _split(self) -> tuple[list[Category], list[Category]]:
         """The categories to train on, and those left out."""
-        places = [(view, folder.resolve()) for _, view, folder in map(place_of, self.data)]
+        places = [
+            (view, folder.resolve() if folder else name) for name, view, folder in map(place_of, self.data)
+        ]
         if twice := [str(place[1]) for i, place in enumerate(places) if place in places[:i]]:
             raise InputError(f"{', '.join(twice)} is given twice; its products would count as others' too")
         every: list[Category] = [category for root in self.data for category in categories_of(root)]

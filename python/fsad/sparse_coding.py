@@ -58,6 +58,8 @@ class SparseCodingLayer(StoredDictionary):
         ridge: ε of the whitening, in units of the mean eigenvalue: the larger, the less rare directions are
             amplified.
 
+    Settings are fixed; ``dataclasses.replace`` makes a layer of others, not adapted yet.
+
     Raises InputError: for settings that cannot be used.
     """
 
@@ -86,9 +88,8 @@ class SparseCodingLayer(StoredDictionary):
         self.lambdas, self.taus = arguments.check_schedule(*self._make_schedule(), self.shrinkage)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if (
-            name in self.__dataclass_fields__ and "lambdas" in self.__dict__
-        ):  # thresholds come of the settings
+        # What is made of them here would stay as it was.
+        if name in self.__dataclass_fields__ and "lambdas" in self.__dict__:
             raise AttributeError(f"a layer's settings are fixed; use dataclasses.replace(layer, {name}=...)")
         super().__setattr__(name, value)
 

@@ -187,7 +187,7 @@ def _clips(*places: Path) -> dict[str, Frames]:
     """The videos in one place or more by name: folders of pictures, and .avi files without such a folder.
     Frames may be called 000 ... 999, 1000: shorter names go first."""
     found: dict[str, Frames] = {}
-    paths = [path for place in places if place.is_dir() or len(places) == 1 for path in entries(place)]
+    paths = [path for place in places if place.is_dir() for path in entries(place)]
     for path in sorted(paths, key=lambda path: not path.is_dir()):  # folders go first
         if path.is_dir():
             frames = list_images(path)
@@ -196,8 +196,10 @@ def _clips(*places: Path) -> dict[str, Frames]:
         elif path.suffix.lower() == ".avi" and path.stem not in found:
             found[path.stem] = FilmFrames(path)
     if not found:
-        folder = places[0]
-        raise InputError(f"{display_name(folder)} has no videos *.avi, nor folders of their frames")
+        wrong = (
+            f"{display_name(places[0])} has no videos *.avi, nor folders of their frames, or does not exist"
+        )
+        raise InputError(f"{wrong}; put them there")
     return found
 
 
