@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class EfficientNetLite0(nn.Module):
     # A row a stage: repeats, kernel, stride of the first block, expansion, output channels.
     STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112))
     # Typical size of an entry of each level on photographs: divided by it, both count alike.
-    LEVELS = {4: 6.27, 10: 4.68}  # noqa: RUF012
+    LEVELS: ClassVar[dict[int, float]] = {4: 6.27, 10: 4.68}
     CHANNELS = 40 + 112
 
     def __init__(self, imagenet: bool = False) -> None:
