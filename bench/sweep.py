@@ -21,7 +21,7 @@ QUERIES = (1, 8, 64, 256, 1024, 8192)
 FIELDS = (1, 3)
 STEPS = (1, 3, 10)
 LARGEST = 2**25  # k·n
-TOGETHER, COMPILED_EVERY = 10, 3  # points a process; what is compiled takes a while to be
+TOGETHER = 10  # points a process
 FORWARD_LIMIT, BACKWARD_LIMIT = 1.05, 0.8
 # What the draw hardly meets: few queries over narrow patches, which take longer to gather than to multiply.
 NARROW = [
@@ -71,11 +71,8 @@ def measure(quick: bool) -> list[dict[str, Any]]:
 
 
 def default_times(shapes: list[list[int]], quick: bool, warm_ups: int) -> list[dict[str, Any]]:
-    names = ["native", "eager", "compiled"]
-    return [
-        _times(Shape(*shape), {"forward": names[: 3 if i % COMPILED_EVERY == 0 else 2]}, quick, warm_ups)
-        for i, shape in enumerate(shapes)
-    ]
+    works = {"forward": ["native", "eager", "compiled"]}
+    return [_times(Shape(*shape), works, quick, warm_ups) for shape in shapes]
 
 
 def raised_times(shapes: list[list[int]], quick: bool, warm_ups: int) -> list[dict[str, Any]]:
@@ -97,14 +94,12 @@ def _times(
 
 
 def markdown(result: list[dict[str, Any]], plots: Path) -> str:
-    compiled = [entry for entry in result if "compiled" in entry["forward"]]
     parts = [
         f"{len(result)} points: {len(NARROW)} of narrow patches and few queries, where gathering weighs,",
         f"and others drawn with a seed so that all values of d ∈ {WIDTHS}, l ∈ {FIELDS} and N ∈ {STEPS},",
         f"and all pairs of k ∈ {ATOMS} and n ∈ {QUERIES} with k·n ≤ {LARGEST}, occur alike",
         "often (with l = 3, d is the nearest multiple of 9, at least 18). Medians of",
-        f"{ROUNDS} interleaved rounds, {FEW_ROUNDS} where one takes long; torch.compile, which compiles each",
-        f"anew, at {len(compiled)} points.",
+        f"{ROUNDS} interleaved rounds, {FEW_ROUNDS} where one takes long; torch.compile compiles each anew.",
         "",
         *_worst(
             f"Forward, default allocator: native over eager; at most {FORWARD_LIMIT}",
@@ -113,7 +108,7 @@ def markdown(result: list[dict[str, Any]], plots: Path) -> str:
         ),
         *_worst(
             f"Forward, default allocator: native over compiled; at most {FORWARD_LIMIT}",
-            [(entry["shape"], _over(entry["forward"], "compiled")) for entry in compiled],
+            [(entry["shape"], _over(entry["forward"], "compiled")) for entry in result],
             FORWARD_LIMIT,
         ),
         *_worst(

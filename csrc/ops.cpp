@@ -49,6 +49,21 @@ void with_dtype(const Tensor& tensor, Body body) {
 
 // ---- operators ---------------------------------------------------------------------------------------
 
+// The forward pass; `history` is null where no derivative will read it.
+Tensor iterate(const Problem& problem, const Tensor* history) {
+  Tensor residual = torch::stable::new_empty(problem.queries, problem.rows());
+  with_dtype(problem.queries, [&](auto real) {
+    using Real = decltype(real);
+    IstcForward<Real> p;
+    problem.fill(p);
+    p.residual = write<Real>(residual);
+    p.history = history ? write<Real>(*history) : nullptr;
+    p.peak = nullptr;
+    FSAD_CALL(istc_forward, Real, p, problem.queries);
+  });
+  return residual;
+}
+
 std::tuple<Tensor, Tensor> istc(const Tensor& queries, const Tensor& scale, const Tensor& atoms,
                                 const std::optional<Tensor>& atom_index, const Tensor& step,
                                 const std::vector<double>& lambdas, const std::vector<double>& taus,
@@ -56,18 +71,20 @@ std::tuple<Tensor, Tensor> istc(const Tensor& queries, const Tensor& scale, cons
   const Problem problem{queries, scale, atoms,     atom_index,      step,
                         lambdas, taus,  shrinkage, receptive_field, allow_tf32};
   problem.check();
-  Tensor residual = torch::stable::new_empty(queries, problem.rows());
   Tensor history = torch::stable::new_empty(queries, problem.history());
-  with_dtype(queries, [&](auto real) {
-    using Real = decltype(real);
-    IstcForward<Real> p;
-    problem.fill(p);
-    p.residual = write<Real>(residual);
-    p.history = write<Real>(history);
-    p.peak = nullptr;
-    FSAD_CALL(istc_forward, Real, p, queries);
-  });
-  return {residual, history};
+  return {iterate(problem, &history), history};
+}
+
+Tensor istc_residual(const Tensor& queries, const Tensor& scale, const Tensor& atoms,
+                     const std::optional<Tensor>& atom_index, const Tensor& step,
+                     const std::vector<double>& lambdas, const std::vector<double>& taus, int64_t shrinkage,
+                     int64_t receptive_field, bool allow_tf32) {
+  const Problem problem{queries, scale, atoms,     atom_index,      step,
+                        lambdas, taus,  shrinkage, receptive_field, allow_tf32};
+  problem.check();
+  if (queries.is_cpu()) return iterate(problem, nullptr);
+  const Tensor history = torch::stable::new_empty(queries, problem.history());  // the kernels' working memory
+  return iterate(problem, &history);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> istc_relative(const Tensor& queries, const Tensor& atoms,
@@ -236,6 +253,9 @@ STABLE_TORCH_LIBRARY(fsad, m) {
       "float[] lambdas, float[] taus, int shrinkage, int receptive_field, bool allow_tf32) "
       "-> (Tensor, Tensor)");
   m.def(
+      "istc_residual(Tensor queries, Tensor scale, Tensor atoms, Tensor? atom_index, Tensor step, "
+      "float[] lambdas, float[] taus, int shrinkage, int receptive_field, bool allow_tf32) -> Tensor");
+  m.def(
       "istc_backward(Tensor grad_residual, Tensor history, Tensor queries, Tensor scale, Tensor atoms, "
       "Tensor? atom_index, Tensor step, float[] lambdas, float[] taus, int shrinkage, "
       "int receptive_field, bool allow_tf32, bool need_atoms) -> (Tensor, Tensor, Tensor)");
@@ -262,6 +282,7 @@ STABLE_TORCH_LIBRARY_IMPL(fsad, CompositeExplicitAutograd, m) {
 #define FSAD_REGISTER(device)                                               \
   STABLE_TORCH_LIBRARY_IMPL(fsad, device, m) {                              \
     m.impl("istc", TORCH_BOX(&fsad::istc));                                 \
+    m.impl("istc_residual", TORCH_BOX(&fsad::istc_residual));               \
     m.impl("istc_backward", TORCH_BOX(&fsad::istc_backward));               \
     m.impl("istc_double_backward", TORCH_BOX(&fsad::istc_double_backward)); \
     m.impl("peak_atom", TORCH_BOX(&fsad::peak_atom));                       \

@@ -4,6 +4,8 @@
 ``istc_double_backward``; that one has none. Between them the saved residuals (``history``) are a cache of
 what queries and atoms determine, so no gradient is ever passed to them.
 
+``istc_residual`` is ``istc`` without a derivative, and without what one needs.
+
 ``istc_energy`` also returns the energy e = ‖r/s‖²/d of each residual, in the units of the query before its
 scale s. Its derivative ``istc_energy_backward`` knows that the residual's gradient 2ē·r/(ds²) moves with the
 residual: differentiated again, as in every step of a Langevin chain, it takes one reverse pass, not two.
@@ -81,6 +83,11 @@ def _energy_weight(grad_energy: Tensor, residual: Tensor, scale: Tensor) -> Tens
 def _(queries, scale, atoms, atom_index, step, lambdas, taus, shrinkage, receptive_field, allow_tf32):
     rows = _rows(queries, receptive_field)
     return queries.new_empty(rows), queries.new_empty((len(lambdas) - 1, *rows))
+
+
+@torch.library.register_fake("fsad::istc_residual")
+def _(queries, scale, atoms, atom_index, step, lambdas, taus, shrinkage, receptive_field, allow_tf32):
+    return queries.new_empty(_rows(queries, receptive_field))
 
 
 @torch.library.register_fake("fsad::istc_relative")
@@ -242,7 +249,6 @@ torch.library.register_autograd("fsad::istc_double_backward", _third_order)
 
 # Three iterations of differences of nearly equal vectors: float32 is what their accuracy needs.
 for _device in ("cpu", "cuda"):
-    for _operator in ("fsad::istc", "fsad::istc_energy"):
+    for _operator in ("fsad::istc", "fsad::istc_residual", "fsad::istc_energy", "fsad::peak_atom"):
         torch.library.register_autocast(_operator, _device, torch.float32)
-    torch.library.register_autocast("fsad::peak_atom", _device, torch.float32)
 torch.library.register_autocast("fsad::istc_relative", "cpu", torch.float32)

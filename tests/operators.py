@@ -109,6 +109,12 @@ SHAPES = [
     # few queries, many atoms: these are split; for single queries too
     Case((2, 1, 40, 5, 7), (2, 1, 40, 33, 34)),
     Case((1, 1, 160, 1, 2), (1, 1, 160, 59, 57)),
+    # single queries whose rows end within a vector; half a vector of queries, of either dtype
+    Case((1, 2, 37, 1, 1), (1, 1, 37, 9, 11)),
+    Case((1, 1, 41, 1, 3), (1, 1, 41, 9, 11)),
+    Case((2, 1, 5, 1, 7), (2, 1, 5, 9, 11), receptive_field=3),
+    # too many patches to be packed at once
+    Case((1, 1, 20, 2, 9), (1, 1, 20, 60, 56), receptive_field=3),
     # rows of whole KiB, which are packed; several parts of the depth
     Case((1, 1, 256, 3, 4), (1, 1, 256, 9, 11)),
     Case((1, 1, 512, 3, 7), (1, 1, 512, 5, 11)),
@@ -246,6 +252,12 @@ def check_contract(case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
     step = torch.full((len(queries),), STEP, dtype=dtype, device=device)
     dictionary = (tensors["scale"], support, index, step)
     opcheck(torch.ops.fsad.istc, (queries, *dictionary, *settings))
+    constants = [v.detach() if isinstance(v, Tensor) else v for v in (queries, *dictionary)]
+    opcheck(torch.ops.fsad.istc_residual, (*constants, *settings))
+    alone, besides = (
+        operator(*constants, *settings) for operator in (torch.ops.fsad.istc_residual, torch.ops.fsad.istc)
+    )
+    assert torch.equal(alone, besides[0])
     opcheck(torch.ops.fsad.istc_energy, (queries, *dictionary, *settings, None, None))
     if device == "cpu":
         bare = (queries.detach(), support.detach(), index, step, *settings[:-1])

@@ -153,6 +153,26 @@ def test_float32_errs_little_over_vectors_alike(atoms: int, width: int, steps: i
     check(results)
 
 
+@pytest.mark.parametrize(("atoms", "width", "steps"), [(16, 1024, 8), (32, 1024, 16), (64, 2048, 16)])
+def test_float32_errs_little_without_shrinkage(atoms: int, width: int, steps: int) -> None:
+    """Wide near-duplicates: codes far larger than what a step adds to them, in many parts."""
+
+    def results(backend: str, dtype: torch.dtype, seed: int) -> list[Tensor]:
+        common = draw(1, width, seed=seed + 2 * DRAWS)
+        queries = common + 0.1 * draw(64, width, seed=seed)
+        dictionary = common + 0.01 * draw(atoms, width, seed=seed + DRAWS)
+        queries, dictionary = (each / each.norm(dim=1, keepdim=True) for each in (queries, dictionary))
+        step = float(1 / torch.linalg.matrix_norm(dictionary, 2) ** 2)
+        inputs = tuple(each.to(dtype).requires_grad_() for each in (queries, dictionary))
+        settings = {"step": step, "tau": None, "shrinkage": "none", "backend": backend}
+        residual = functional.istc(*inputs, [0.0] * steps, **settings)
+        along = draw(64, width, seed=seed + 3 * DRAWS).to(residual)
+        first = torch.autograd.grad((residual * along).sum(), inputs)
+        return [each.detach().double() for each in (residual, *first)]
+
+    check(results)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sigshrink_is_right_to_a_few_units_in_the_last_place(dtype: torch.dtype) -> None:
     """σ(u) alone: one atom (1, 1) codes (u, 0), whose residual then is −σ(u) in the second place.

@@ -3,9 +3,11 @@
 //   right   C (rows × columns) = A B, or += A B   A's rows are read along: inner products with atoms
 //   across  C (rows × columns) += AᵀB             A's rows are read across: weighted sums of atoms
 //
-// B's columns lie in the lanes, one or two vectors of them; or B is a single column, and A's rows lie in
-// them. No factors: one more register, and the compiler would have to store a part of the block.
+// B's columns lie in the lanes, one or two vectors of them or half of one; or B is a single column, and A's
+// rows lie in them. No factors: one more register, and the compiler would have to store a part of the block.
 #pragma once
+
+#include <algorithm>
 
 #include "simd.h"
 
@@ -16,9 +18,29 @@ inline namespace FSAD_ISA {
 // own fetching, narrow ones have no slot to spare for it.
 constexpr bool kFetchAhead = kVectorBytes == 64;
 
-// Columns of the widest block.
+// Columns of the widest block. The narrowest have half a vector of them, if a narrower vector there is.
 template <class Real>
 constexpr int kBlock = 2 * kLanes<Real>;
+constexpr bool kHasHalves = kVectorBytes > 16;
+
+// So many columns as vectors of the type that holds them best.
+template <class Real, int kColumns>
+struct Columns {
+  static constexpr int kWidth = kColumns < kLanes<Real> ? kColumns : kLanes<Real>;
+  static constexpr int kVectors = kColumns / kWidth;
+  using Type = typename Part<Real, kWidth>::Type;
+  static inline Type load_at(const Real* row, int v) { return load<Real, kWidth>(row + v * kWidth); }
+};
+
+// Calls body(std::integral_constant columns) for the columns of a panel that is not a single one.
+template <class Real, class Body>
+inline void with_columns(int64_t columns, Body body) {
+  if (columns == kBlock<Real>) return body(std::integral_constant<int, kBlock<Real>>());
+  if constexpr (kHasHalves) {
+    if (columns < kLanes<Real>) return body(std::integral_constant<int, kLanes<Real> / 2>());
+  }
+  body(std::integral_constant<int, kLanes<Real>>());
+}
 
 // Matrices of equal shape in one memory, `apart` numbers from one to the next: their rows are `stride` apart.
 template <class Real>
@@ -36,29 +58,32 @@ struct Target {
   bool accumulate;
 };
 
-template <class Real, int kRows, int kVectors>
-inline void finish_block(Vector<Real> (&sum)[kRows][kVectors], Target<Real> target) {
+template <class Real, int kRows, int kColumns>
+inline void finish_block(
+    typename Columns<Real, kColumns>::Type (&sum)[kRows][Columns<Real, kColumns>::kVectors],
+    Target<Real> target) {
+  using Block = Columns<Real, kColumns>;
   if (target.accumulate) {
 #pragma GCC unroll 12
     for (int row = 0; row < kRows; ++row) {
       const Real* place = target.data + row * target.stride;
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) sum[row][v] += load(place + v * kLanes<Real>);
+      for (int v = 0; v < Block::kVectors; ++v) sum[row][v] += Block::load_at(place, v);
     }
   }
 #pragma GCC unroll 12
   for (int row = 0; row < kRows; ++row) {
     Real* place = target.data + row * target.stride;
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) store(place + v * kLanes<Real>, sum[row][v]);
+    for (int v = 0; v < Block::kVectors; ++v) store(place + v * Block::kWidth, sum[row][v]);
   }
 }
 
-template <class Real, int kRows, int kVectors>
+template <class Real, int kRows, int kColumns>
 inline void right_block(Rows<Real> a, int64_t depth, int64_t parts, const Real* b, int64_t b_stride,
                         Target<Real> target) {
-  constexpr int lanes = kLanes<Real>;
-  Vector<Real> sum[kRows][kVectors] = {};
+  using Block = Columns<Real, kColumns>;
+  typename Block::Type sum[kRows][Block::kVectors] = {};
   // A pointer for every third row, as addresses may be base + stride and base + 2 stride: one for each row
   // would be more than there are registers.
   constexpr int kPointers = (kRows + 2) / 3;
@@ -66,12 +91,12 @@ inline void right_block(Rows<Real> a, int64_t depth, int64_t parts, const Real* 
     const Real *thirds[kPointers], *next = a.data + part * a.apart + kRows * a.stride;
     for (int i = 0; i < kPointers; ++i) thirds[i] = a.data + part * a.apart + 3 * i * a.stride;
     for (int64_t k = 0; k < depth; ++k, b += b_stride) {
-      Vector<Real> right[kVectors];
-      for (int v = 0; v < kVectors; ++v) right[v] = load(b + v * lanes);
+      typename Block::Type right[Block::kVectors];
+      for (int v = 0; v < Block::kVectors; ++v) right[v] = Block::load_at(b, v);
 #pragma GCC unroll 12
       for (int row = 0; row < kRows; ++row) {
         const Real value = thirds[row / 3][row % 3 * a.stride];
-        for (int v = 0; v < kVectors; ++v) sum[row][v] += right[v] * value;
+        for (int v = 0; v < Block::kVectors; ++v) sum[row][v] += right[v] * value;
       }
 #pragma GCC unroll 4
       for (int i = 0; i < kPointers; ++i) ++thirds[i];
@@ -81,26 +106,26 @@ inline void right_block(Rows<Real> a, int64_t depth, int64_t parts, const Real* 
       }
     }
   }
-  finish_block<Real, kRows, kVectors>(sum, target);
+  finish_block<Real, kRows, kColumns>(sum, target);
 }
 
-template <class Real, int kRows, int kVectors>
+template <class Real, int kRows, int kColumns>
 inline void across_block(Rows<Real> a, const int* listed, int64_t depth, const Real* b, int64_t b_stride,
                          Target<Real> target) {
-  constexpr int lanes = kLanes<Real>;
-  Vector<Real> sum[kRows][kVectors] = {};
+  using Block = Columns<Real, kColumns>;
+  typename Block::Type sum[kRows][Block::kVectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
     const int64_t atom = listed[k];
     const Real* a_row = a.data + atom * a.stride;
     const Real* b_row = b + atom * b_stride;
-    Vector<Real> right[kVectors];
-    for (int v = 0; v < kVectors; ++v) right[v] = load(b_row + v * lanes);
+    typename Block::Type right[Block::kVectors];
+    for (int v = 0; v < Block::kVectors; ++v) right[v] = Block::load_at(b_row, v);
 #pragma GCC unroll 12
     for (int row = 0; row < kRows; ++row) {
-      for (int v = 0; v < kVectors; ++v) sum[row][v] += right[v] * a_row[row];
+      for (int v = 0; v < Block::kVectors; ++v) sum[row][v] += right[v] * a_row[row];
     }
   }
-  finish_block<Real, kRows, kVectors>(sum, target);
+  finish_block<Real, kRows, kColumns>(sum, target);
 }
 
 // Calls block(row, std::integral_constant rows) until all rows are done: whole blocks, then one of the rest.
@@ -112,25 +137,25 @@ inline void for_each_block(int64_t rows, Block block, int64_t first = 0) {
   }
 }
 
-// C (rows × kVectors vectors) = or += Σ_parts A_part B_part; the B of all parts follow each other.
+// C (rows × kColumns) = or += Σ_parts A_part B_part; the B of all parts follow each other.
 // Every entry sums over the depth in order, whatever the blocking.
-template <class Real, int kVectors>
+template <class Real, int kColumns>
 inline void right_product(int64_t rows, Rows<Real> a, int64_t depth, int64_t parts, const Real* b,
                           int64_t b_stride, const Target<Real>& target) {
   for_each_block(rows, [&](int64_t row, auto count) {
     const Rows<Real> block{a.data + row * a.stride, a.stride, a.apart};
-    right_block<Real, decltype(count)::value, kVectors>(
+    right_block<Real, decltype(count)::value, kColumns>(
         block, depth, parts, b, b_stride,
         {target.data + row * target.stride, target.stride, target.accumulate});
   });
 }
 
-// C (rows × kVectors vectors) += AᵀB over those of A's and B's rows that are listed.
-template <class Real, int kVectors>
+// C (rows × kColumns) += AᵀB over those of A's and B's rows that are listed.
+template <class Real, int kColumns>
 inline void across_product(int64_t rows, Rows<Real> a, const int* listed, int64_t depth, const Real* b,
                            int64_t b_stride, const Target<Real>& target) {
   for_each_block(rows, [&](int64_t row, auto count) {
-    across_block<Real, decltype(count)::value, kVectors>(
+    across_block<Real, decltype(count)::value, kColumns>(
         {a.data + row, a.stride}, listed, depth, b, b_stride,
         {target.data + row * target.stride, target.stride, target.accumulate});
   });
@@ -150,23 +175,41 @@ inline Real sum_of_lanes(typename Part<Real, kCount>::Type vector) {
   }
 }
 
+// Where the vectors of a row of `width` numbers start: the last one ends with the row, and overlaps the one
+// before unless the width is a multiple of the lanes. Rows shorter than a vector have none.
+template <class Real>
+struct VectorsOfRow {
+  int64_t width;
+
+  int64_t count() const { return width < kLanes<Real> ? 0 : (width + kLanes<Real> - 1) / kLanes<Real>; }
+  int64_t start(int64_t vector) const { return std::min(vector * kLanes<Real>, width - kLanes<Real>); }
+  int64_t overlap(int64_t vector) const { return vector * kLanes<Real> - start(vector); }
+  int64_t rest() const { return count() ? width : 0; }  // the first number that is in no vector
+};
+
 // c_i = or += ⟨a_i, b⟩; c is strided.
 template <class Real>
 inline void inner_products(int64_t rows, Rows<Real> a, int64_t depth, const Real* b, Target<Real> target) {
-  constexpr int lanes = kLanes<Real>;
+  const VectorsOfRow<Real> vectors{depth};
+  const int64_t last = vectors.count() - 1;
+  Vector<Real> end = {};  // of b, zero where the vector before has it already
+  if (last >= 0) {
+    end = load(b + vectors.start(last));
+    for (int64_t lane = 0; lane < vectors.overlap(last); ++lane) end[lane] = 0;
+  }
   for_each_block<4>(rows, [&](int64_t first, auto count) {
     constexpr int kRows = decltype(count)::value;
     const Real* row = a.data + first * a.stride;
     Vector<Real> sum[kRows] = {};
-    int64_t k = 0;
-    for (; k + lanes <= depth; k += lanes) {
-      const Vector<Real> right = load(b + k);
-      for (int i = 0; i < kRows; ++i) sum[i] += load(row + i * a.stride + k) * right;
+    for (int64_t v = 0; v <= last; ++v) {
+      const int64_t at = vectors.start(v);
+      const Vector<Real> right = v < last ? load(b + at) : end;
+      for (int i = 0; i < kRows; ++i) sum[i] += load(row + i * a.stride + at) * right;
     }
     Real product[kRows];
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) product[i] = sum_of_lanes<Real>(sum[i]);
-    for (; k < depth; ++k) {
+    for (int64_t k = vectors.rest(); k < depth; ++k) {
       for (int i = 0; i < kRows; ++i) product[i] += row[i * a.stride + k] * b[k];
     }
     for (int i = 0; i < kRows; ++i) {
@@ -181,15 +224,17 @@ inline void inner_products(int64_t rows, Rows<Real> a, int64_t depth, const Real
 template <class Real>
 inline void weighted_rows(int64_t width, Rows<Real> a, const int* listed, int64_t depth, const Real* b,
                           int64_t b_stride, Real* c) {
-  constexpr int lanes = kLanes<Real>;
-  for_each_block<4>(width / lanes, [&](int64_t first, auto count) {
+  const VectorsOfRow<Real> vectors{width};
+  for_each_block<4>(vectors.count(), [&](int64_t first, auto count) {
     constexpr int kVectors = decltype(count)::value;
     constexpr int kChains = 4 / kVectors;  // of additions, each of which waits for the one before
     Vector<Real> sum[kChains][kVectors] = {};
+    int64_t start[kVectors];
+    for (int v = 0; v < kVectors; ++v) start[v] = vectors.start(first + v);
     const auto add = [&](int64_t i, Vector<Real>(&to)[kVectors]) {
-      const Real* row = a.data + listed[i] * a.stride + first * lanes;
+      const Real* row = a.data + listed[i] * a.stride;
       const Real weight = b[listed[i] * b_stride];
-      for (int v = 0; v < kVectors; ++v) to[v] += load(row + v * lanes) * weight;
+      for (int v = 0; v < kVectors; ++v) to[v] += load(row + start[v]) * weight;
     };
     int64_t i = 0;
     for (; i + kChains <= depth; i += kChains) {
@@ -199,11 +244,13 @@ inline void weighted_rows(int64_t width, Rows<Real> a, const int* listed, int64_
     for (; i < depth; ++i) add(i, sum[0]);
     for (int v = 0; v < kVectors; ++v) {
       for (int chain = 1; chain < kChains; ++chain) sum[0][v] += sum[chain][v];
-      Real* place = c + (first + v) * lanes;
-      store(place, load(place) + sum[0][v]);
+      Real* place = c + start[v];
+      const Vector<Real> before = load(place), total = before + sum[0][v];
+      store(place, total);
+      for (int64_t lane = 0; lane < vectors.overlap(first + v); ++lane) place[lane] = before[lane];
     }
   });
-  for (int64_t k = width / lanes * lanes; k < width; ++k) {
+  for (int64_t k = vectors.rest(); k < width; ++k) {
     Real sum = 0;
     for (int64_t i = 0; i < depth; ++i) sum += a.data[listed[i] * a.stride + k] * b[listed[i] * b_stride];
     c[k] += sum;

@@ -128,8 +128,8 @@ class Diagonals {
     if (position < 0) return void(std::fill_n(target, atoms_.width * width_, Real(0)));
     const Rows<Real> rows{atom_map_ + position * channels, channels};
     for (int64_t column = 0; column < width_; column += kBlock<Real>) {
-      right_product<Real, 2>(atoms_.width, rows, channels, 1, columns_ + column * channels, kBlock<Real>,
-                             {target + column, width_, false});
+      right_product<Real, kBlock<Real>>(atoms_.width, rows, channels, 1, columns_ + column * channels,
+                                        kBlock<Real>, {target + column, width_, false});
     }
   }
 

@@ -92,8 +92,10 @@ void forward_group(const IstcForward<Real>& p, const Stream<Real>& stream, int64
       tile.weighted_sum(tile.atoms, codes, tile.sums, negligible);
     });
     for (int64_t i = 0; i < tile_size; ++i) own.residual[i] = own.query[i] - own.sum[i];
-    Real* target = m + 1 < p.iterations ? p.history + m * p.tasks * p.queries * p.width : p.residual;
-    store_rows(panels, own.residual, p.width, target + (task * p.queries + first) * p.width);
+    Real* target = m + 1 == p.iterations ? p.residual
+                   : p.history           ? p.history + m * p.tasks * p.queries * p.width
+                                         : nullptr;
+    if (target) store_rows(panels, own.residual, p.width, target + (task * p.queries + first) * p.width);
     scale_tile(own.residual, step, tile_size, own.residual);
   }
 }

@@ -1,7 +1,7 @@
 // Queries in the lanes: how the vectors of a group of queries lie beside each other.
 //
-// A tile (d × lanes) is cut into panels of kBlock columns, the last one perhaps of half as many; a panel lies
-// row by row. Codes and other numbers of atoms × lanes lie row by row, all lanes together.
+// A tile (d × lanes) is cut into panels of kBlock columns, the last one perhaps of half or a quarter as many;
+// a panel lies row by row. Codes and other numbers of atoms × lanes lie row by row, all lanes together.
 #pragma once
 
 #include "patches.h"
@@ -27,8 +27,10 @@ struct Panels {
 
   Panels(int64_t count, bool single)
       : count(count),
-        lanes(single ? count : round_up(count, kLanes<Real>)),
+        lanes(single ? count : round_up(count, is_half(count) ? kLanes<Real> / 2 : kLanes<Real>)),
         block(single ? 1 : kBlock<Real>) {}
+
+  static bool is_half(int64_t queries) { return kHasHalves && queries <= kLanes<Real> / 2; }
 
   // Calls body(panel, its first lane, its columns).
   template <class Body>

@@ -47,34 +47,65 @@ PatchMap<Real> writable(const PatchMap<const Real>& map, Real* data) {
   return {data, map.images, map.height, map.width, map.channels, map.receptive_field};
 }
 
-// The patches that serve as atoms, tile by tile: packed into memory given for that, else where they lie.
+// As memcpy, which takes longer to be called than to copy so few numbers.
+template <class Real, int kCount = kLanes<Real>>
+inline void copy_numbers(const Real* source, int64_t count, Real* target) {
+  constexpr size_t bytes = kCount * sizeof(Real);
+  if constexpr (kCount > 1) {
+    if (count < kCount) return copy_numbers<Real, kCount / 2>(source, count, target);
+  }
+  for (int64_t i = 0; i < count; i += kCount) {
+    const int64_t at = std::min(i, count - kCount);  // the last overlaps the one before
+    __builtin_memcpy(target + at, source + at, bytes);
+  }
+}
+
+// Where a tile's atoms are read: where they lie, or packed, all of them once or tile by tile.
+enum class Packing { none, all, tiles };
+
+// The patches that serve as atoms.
 template <class Real>
 class AtomRows {
  public:
-  AtomRows(const PatchMap<const Real>& map, const int64_t* index, int64_t atoms, int64_t width, Real* packed)
-      : map_(map), index_(index), atoms_(atoms), width_(width), packed_(packed) {}
+  // `packed`: memory for all tasks' atoms, or null.
+  AtomRows(const IstcProblem<Real>& p, const Real* maps, Real* packed)
+      : map_(p.atom_map), index_(p.atom_index), atoms_(p.atoms), width_(p.width), packed_(packed) {
+    map_.data = maps;
+  }
 
   // `single`: for a single query every number of an atom is read once, wherever it lies.
-  static bool are_packed(const PatchMap<const Real>& map, const int64_t* index, int64_t width, bool single) {
-    const bool conflicts = width * sizeof(Real) % 1024 == 0 && !single;
-    return index || map.receptive_field > 1 || conflicts;
+  static bool are_packed(const IstcProblem<Real>& p, bool single) {
+    const bool conflicts = p.width * sizeof(Real) % 1024 == 0 && !single;
+    return p.atom_index || p.atom_map.receptive_field > 1 || conflicts;
   }
 
   // Numbers from one packed row to the next. Rows that are a multiple of 1 KiB apart would share a few sets
   // of the first cache, so these never are.
-  static int64_t packed_stride(int64_t width) { return round_up(width, 16) + 16; }
+  static int64_t packed_stride(int64_t width) { return width % 64 ? width : width + 16; }
 
-  Rows<Real> rows(int64_t task, int64_t first, int64_t count) const {
-    const Real* maps = map_.data + task * map_.task_size();
-    if (!packed_) return {maps + first * width_, width_};
-    const int64_t stride = packed_stride(width_);
-    Place place = place_of(first);
-    for (int64_t i = 0; i < count; ++i) {
-      if (index_) place = place_of(index_[task * atoms_ + first + i]);
-      pack(maps, place, packed_ + i * stride);
-      if (!index_) next(place);
+  // Packs atoms [first, first + count), counted over all tasks.
+  void pack(int64_t first, int64_t count, Real* target) const {
+    const Real* maps = map_.data + first / atoms_ * map_.task_size();
+    int64_t atom = first % atoms_;
+    Place place = place_of(atom);
+    for (int64_t i = first; i < first + count; ++i, target += packed_stride(width_)) {
+      if (index_) place = place_of(index_[i]);
+      gather(maps, place, target);
+      next(place);
+      if (++atom < atoms_) continue;
+      atom = 0;
+      maps += map_.task_size();
+      place = place_of(atom);
     }
-    return {packed_, stride};
+  }
+
+  // Atoms [first, first + count) of a task; `tile`: memory for them if they are packed tile by tile.
+  Rows<Real> rows(int64_t task, int64_t first, int64_t count, Real* tile) const {
+    const int64_t stride = packed_stride(width_);
+    if (packed_) return {packed_ + (task * atoms_ + first) * stride, stride};
+    if (!tile) return {map_.data + task * map_.task_size() + first * width_, width_};
+    pack(task * atoms_ + first, count, tile);
+    return {tile, stride};
   }
 
  private:
@@ -96,7 +127,7 @@ class AtomRows {
 
   // A patch is l pieces of the map's rows, l² vectors: neighbours in a row lie beside each other. Narrow ones
   // of few queries take longer to gather than to multiply.
-  void pack(const Real* maps, const Place& place, Real* target) const {
+  void gather(const Real* maps, const Place& place, Real* target) const {
     const int64_t field = map_.receptive_field, margin = field / 2, c = map_.channels;
     const int64_t left = std::max<int64_t>(margin - place.x, 0);
     const int64_t right = std::max<int64_t>(place.x + margin + 1 - map_.width, 0);
@@ -107,7 +138,7 @@ class AtomRows {
       if (before) std::memset(target, 0, before * c * sizeof(Real));
       if (!known) continue;
       const Real* source = maps + ((place.row + dy) * map_.width + place.x - margin + left) * c;
-      std::memcpy(target + left * c, source, known * c * sizeof(Real));
+      copy_numbers(source, known * c, target + left * c);
       if (right) std::memset(target + (left + known) * c, 0, right * c * sizeof(Real));
     }
   }
@@ -115,7 +146,7 @@ class AtomRows {
   PatchMap<const Real> map_;
   const int64_t* index_;
   int64_t atoms_, width_;
-  Real* packed_;
+  const Real* packed_;
 };
 
 }  // namespace FSAD_ISA

@@ -38,7 +38,8 @@ struct AtomSide {
       for (int64_t part = 0; part < parts; part += together) {
         const Rows<Real> rows{weight(part) + first * lanes, lanes, apart};
         const Real* vectors = turned + (start * parts + part * block) * lanes;
-        right_product<Real, 2>(count, rows, lanes, std::min(together, parts - part), vectors, block, target);
+        right_product<Real, kBlock<Real>>(count, rows, lanes, std::min(together, parts - part), vectors,
+                                          block, target);
       }
     }
   }

@@ -68,15 +68,15 @@ struct Part {
 };
 
 // Unaligned, aliasing-safe access: one move instruction each.
-template <class Real>
-inline Vector<Real> load(const Real* source) {
-  Vector<Real> value;
+template <class Real, int kCount = kLanes<Real>>
+inline typename Part<Real, kCount>::Type load(const Real* source) {
+  typename Part<Real, kCount>::Type value;
   __builtin_memcpy(&value, source, sizeof value);
   return value;
 }
 
-template <class Real>
-inline void store(Real* target, Vector<Real> value) {
+template <class Real, class Values>
+inline void store(Real* target, Values value) {
   __builtin_memcpy(target, &value, sizeof value);
 }
 

@@ -18,17 +18,19 @@ constexpr int kLocalArrays = 2, kSums = 2;
 // What one thread has of its own while atoms stream by.
 template <class Real>
 struct WorkerArrays {
-  Real *packed, *packed_tangents;  // tiles of atoms (atoms × d), if they are packed
+  Real *packed, *packed_tangents;  // tiles of atoms (atoms × d), if they are packed by tiles
   Real* local[kLocalArrays];       // a rule's numbers for one tile (atoms × lanes)
+  Real* parts;                     // a tile's products, where many parts are summed first
   Real* ring;                      // see Diagonals
 
   WorkerArrays(Carver<Real>& carver, const IstcProblem<Real>& p, const Plan<Real>& plan, bool has_tangents) {
     const int64_t atoms = tile_atoms(p.width), lanes = plan.lanes;
-    const bool are_packed = AtomRows<Real>::are_packed(p.atom_map, p.atom_index, p.width, plan.single);
     const int64_t tile = atoms * AtomRows<Real>::packed_stride(p.width);
-    packed = are_packed ? carver.take(tile) : nullptr;
-    packed_tangents = are_packed && has_tangents ? carver.take(tile) : nullptr;
+    const bool by_tiles = plan.packing == Packing::tiles;
+    packed = by_tiles ? carver.take(tile) : nullptr;
+    packed_tangents = by_tiles && has_tangents ? carver.take(tile) : nullptr;
     for (Real*& array : local) array = carver.take(tile_numbers<Real>(atoms, lanes));
+    parts = carver.take(tile_numbers<Real>(atoms, lanes));
     ring = carver.take(Diagonals<Real>::worker_size(p, lanes));
   }
 };
@@ -41,6 +43,7 @@ struct Tile {
   int64_t width, depth;  // of an atom, and of the parts that products over it take
   Rows<Real> atoms, tangents;
   Real* const* local;
+  Real* parts;
   Real* sums;  // where this tile's weighted sums go
   Real* ring;
   int64_t& known;  // of the ring
@@ -50,6 +53,12 @@ struct Tile {
 
   // S (atoms × lanes) = D X, or += D X, with X (d × lanes).
   void products(Rows<Real> rows, const Real* x, Real* s, bool accumulate) const {
+    // Many parts are summed first: added to s one by one, each would round by the size of what is there.
+    if (accumulate && panels.block > 1 && width > kFewParts * depth) {
+      products(rows, x, parts, false);
+      for (int64_t i = 0; i < size(); ++i) s[i] += parts[i];
+      return;
+    }
     const int64_t lanes = panels.lanes;
     panels.for_each(width, [&](int64_t panel, int64_t lane, int64_t columns) {
       if (columns == 1)
@@ -59,11 +68,9 @@ struct Tile {
         const Rows<Real> part{rows.data + start, rows.stride};
         const Real* x_part = x + panel + start * columns;
         const Target<Real> target{s + lane, lanes, accumulate || start > 0};
-        if (columns == kBlock<Real>) {
-          right_product<Real, 2>(count, part, length, 1, x_part, columns, target);
-        } else {
-          right_product<Real, 1>(count, part, length, 1, x_part, columns, target);
-        }
+        with_columns<Real>(columns, [&](auto known) {
+          right_product<Real, decltype(known)::value>(count, part, length, 1, x_part, columns, target);
+        });
       }
     });
   }
@@ -98,15 +105,12 @@ struct Tile {
     for (int i = 0; i < count; ++i) listed[i] = i;
     panels.for_each(width, [&](int64_t panel, int64_t lane, int64_t columns) {
       if (negligible >= 0) used = list_weighty(w + lane, columns, negligible, listed.data());
-      if (columns == kBlock<Real>) {
-        across_product<Real, 2>(width, rows, listed.data(), used, w + lane, lanes,
-                                {y + panel, columns, true});
-      } else if (columns > 1) {
-        across_product<Real, 1>(width, rows, listed.data(), used, w + lane, lanes,
-                                {y + panel, columns, true});
-      } else {
-        weighted_rows<Real>(width, rows, listed.data(), used, w + lane, lanes, y + panel);
-      }
+      if (columns == 1)
+        return weighted_rows<Real>(width, rows, listed.data(), used, w + lane, lanes, y + panel);
+      with_columns<Real>(columns, [&](auto known) {
+        across_product<Real, decltype(known)::value>(width, rows, listed.data(), used, w + lane, lanes,
+                                                     {y + panel, columns, true});
+      });
     });
   }
 
@@ -134,12 +138,12 @@ class Stream {
         plan(problem, arrays, sums_over_queries),
         threads_(torch::stable::get_num_threads()),
         has_tangents_(tangent_atoms != nullptr),
-        tangent_map_(problem.atom_map),
         workers_(threads_, problem, plan, has_tangents_),
         partial_size_(kSums * tile_numbers<Real>(problem.width, plan.lanes)),
-        partial_sums_(plan.splits > 1 ? plan.splits * partial_size_ : 0) {
-    tangent_map_.data = tangent_atoms;
-  }
+        partial_sums_(plan.splits > 1 ? plan.splits * partial_size_ : 0),
+        packed_(plan.packing == Packing::all ? (has_tangents_ ? 2 : 1) * packed_size() : 0),
+        atoms_(pack_all(problem.atom_map.data, packed_.get())),
+        tangents_(pack_all(tangent_atoms, packed_.get() + packed_size())) {}
 
   const IstcProblem<Real>& p;
   const Plan<Real> plan;
@@ -197,29 +201,39 @@ class Stream {
   void stream(int64_t task, const Panels<Real>& panels, int64_t first, int64_t last, Real* sums, int64_t size,
               Rule rule) const {
     const WorkerArrays<Real> own = workers_.at(thread_index(), p, plan, has_tangents_);
-    const AtomRows<Real> atoms(p.atom_map, p.atom_index, p.atoms, p.width, own.packed);
-    const AtomRows<Real> tangents(tangent_map_, p.atom_index, p.atoms, p.width, own.packed_tangents);
     std::fill_n(sums, size, Real(0));
     const int64_t step = tile_atoms(p.width);
     int64_t known = -1;
     for (; first < last; first += step) {
       const int64_t count = std::min(step, last - first);
-      const Rows<Real> rows = atoms.rows(task, first, count);
-      const Rows<Real> dotted = has_tangents_ ? tangents.rows(task, first, count) : Rows<Real>{};
-      rule(Tile<Real>{first, count, panels, p.width, plan.depth, rows, dotted, own.local, sums, own.ring,
+      const Rows<Real> rows = atoms_.rows(task, first, count, own.packed);
+      const Rows<Real> dotted =
+          has_tangents_ ? tangents_.rows(task, first, count, own.packed_tangents) : Rows<Real>{};
+      rule(Tile<Real>{first, count, panels, p.width, plan.depth, rows, dotted, own.local, own.parts, sums, own.ring,
                       known});
     }
   }
+
+  // Rows of the atoms of these maps, all of which are packed first if that is the plan.
+  AtomRows<Real> pack_all(const Real* maps, Real* memory) const {
+    if (!maps || plan.packing != Packing::all) return AtomRows<Real>(p, maps, nullptr);
+    const AtomRows<Real> rows(p, maps, memory);
+    parallel_for(p.tasks * p.atoms, kThreadWork / kPackingWork, [&](int64_t begin, int64_t end) {
+      rows.pack(begin, end - begin, memory + begin * AtomRows<Real>::packed_stride(p.width));
+    });
+    return rows;
+  }
+  int64_t packed_size() const { return p.tasks * p.atoms * AtomRows<Real>::packed_stride(p.width); }
 
   // Weighted sums of one part of the atoms: kSums tiles (d × lanes).
   Real* partial_sums(int64_t split) const { return partial_sums_.get() + split * partial_size_; }
 
   int64_t threads_;
   bool has_tangents_;
-  PatchMap<const Real> tangent_map_;
   Slots<Real, WorkerArrays<Real>> workers_;
   int64_t partial_size_;
-  Buffer<Real> partial_sums_;
+  Buffer<Real> partial_sums_, packed_;
+  AtomRows<Real> atoms_, tangents_;
 };
 
 // Calls body(shrinkage tag) with the shrinkage as a compile-time constant.

@@ -20,6 +20,7 @@ constexpr int64_t kDepth = 192;
 // Shorter parts where atoms or queries are few, and over many steps, which amplify roundings: of vectors of
 // one sign a long sum's grow with its length, and plain PyTorch's own sums are short.
 constexpr int64_t kFewAtoms = 128, kManySteps = 4, kShortDepth = 32;
+constexpr int64_t kFewParts = 4;
 
 // Lanes of a group of queries. Atoms come from the outer caches once a group, so more is better, but the
 // group's own numbers (arrays × k × lanes) should not all go out to memory. With a dictionary gradient twice
@@ -33,6 +34,9 @@ constexpr int64_t kThreadWork = int64_t(1) << 19;
 // As many multiply-adds take as long as to pack an atom, whose patch is gathered piece by piece.
 constexpr int64_t kPackingWork = 1024;
 
+// Dictionaries up to which all atoms are packed once, not tile by tile for each group and step.
+constexpr int64_t kPackedBytes = int64_t(4) << 20;
+
 // Panels of queries below which the atoms are split among threads too, and into how many pieces of work.
 constexpr int64_t kFewPanels = 16, kPieces = 32;
 
@@ -45,6 +49,7 @@ struct Plan {
   int64_t grain;          // groups that one thread takes at least
   int64_t depth;          // of a part of a product
   bool single;
+  Packing packing;
 
   // `arrays`: of k × lanes numbers, what a group keeps.
   Plan(const IstcProblem<Real>& p, int arrays, bool sums_over_queries) {
@@ -58,7 +63,7 @@ struct Plan {
     const int64_t parts = std::max<int64_t>((width + deepest - 1) / deepest, 1);
     depth = round_up((width + parts - 1) / parts, 16);
     // A single query waits for the atoms' memory as long as several would compute.
-    const bool packs = AtomRows<Real>::are_packed(p.atom_map, p.atom_index, width, single);
+    const bool packs = AtomRows<Real>::are_packed(p, single);
     const int64_t an_atom = width * std::clamp(queries, kLeastLanes, kMostLanes) + (packs ? kPackingWork : 0);
     const int64_t tiles = atoms / (2 * tile_atoms(width)), worth = atoms * an_atom / kThreadWork;
     splits = panels < kFewPanels ? std::max<int64_t>(std::min({kPieces / panels, tiles, worth}), 1) : 1;
@@ -72,6 +77,9 @@ struct Plan {
     }
     groups = (queries + lanes - 1) / lanes;
     grain = std::max<int64_t>(kThreadWork / (work * lanes), 1);
+    const int64_t bytes = tasks * atoms * AtomRows<Real>::packed_stride(width) * sizeof(Real);
+    const bool again = groups > 1 || p.iterations > 1;
+    packing = !packs ? Packing::none : again && bytes <= kPackedBytes ? Packing::all : Packing::tiles;
   }
 };
 

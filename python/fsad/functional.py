@@ -90,7 +90,7 @@ def istc(
     if use_native(backend, atoms, None, queries, stacklevel=3):
         settings = lambdas, taus, SHRINKAGES.index(shrinkage), 1, _allow_tf32(z)
         scale = z.new_ones(len(z), z.shape[3])
-        residual, _ = torch.ops.fsad.istc(z, scale, d, None, step, *settings)
+        residual = _iterate(z, scale, d, None, step, *settings)
     else:
         residual = reference.istc(z[:, 0, 0], d[:, 0, 0], step, lambdas, taus, shrinkage)
     return residual[0] if queries.dim() == 2 else residual
@@ -234,10 +234,10 @@ def _sparse_code(
         settings = lambdas, taus, SHRINKAGES.index(shrinkage), receptive_field, _allow_tf32(features)
         inputs = queries, scale.contiguous(), atoms, index, step
         if with_energy:
-            operator, settings = torch.ops.fsad.istc_energy, (*settings, *(known or (None, None)))
+            begun = known or (None, None)
+            residual, _, *energies = torch.ops.fsad.istc_energy(*inputs, *settings, *begun)
         else:
-            operator = torch.ops.fsad.istc
-        residual, _, *energies = operator(*inputs, *settings)
+            residual, energies = _iterate(*inputs, *settings), []
         # The kernels keep a patch as l² vectors of c channels; unfold's order is channel by channel.
         residual = residual.view(tasks, images, height, width, receptive_field**2, channels)
         residual = residual.permute(0, 1, 5, 4, 2, 3).flatten(2, 3)
@@ -289,13 +289,22 @@ def dictionary_rows(support_features: Tensor, atom_index: Tensor | None, recepti
     return atoms.gather(1, atom_index[..., None].expand(-1, -1, atoms.shape[-1]))
 
 
+def _iterate(queries: Tensor, scale: Tensor, atoms: Tensor, *rest: Any) -> Tensor:
+    """The residual, without what derivatives need where nobody can ask for them: a small call spends a third
+    of its time on that."""
+    is_wanted = queries.requires_grad or scale.requires_grad or atoms.requires_grad
+    if is_wanted and torch.is_grad_enabled():
+        return torch.ops.fsad.istc(queries, scale, atoms, *rest)[0]
+    return torch.ops.fsad.istc_residual(queries, scale, atoms, *rest)
+
+
 def _allow_tf32(features: Tensor) -> bool:
     return features.is_cuda and features.dtype == torch.float32 and tf32_is_allowed()
 
 
 def channels_last(maps: Tensor) -> Tensor:
     """(T, B, c, h, w) -> contiguous (T, B, h, w, c); free when the memory already is channels-last."""
-    rows = maps.movedim(2, -1)
+    rows = maps.permute(0, 1, 3, 4, 2)
     if rows.is_contiguous() or maps.shape[2:].numel() < WORTH_TURNING or torch.compiler.is_compiling():
         return rows.contiguous()
     # torch turns matrices several times as fast as it permutes dimensions.
