@@ -283,6 +283,10 @@ def test_a_folder_of_another_name(tmp_path, old, new, message):
         ("object,split,label,image,mask\na,train,anomaly,x.JPG,x.JPG\n", "line 2: expected object"),
         ("object,split,label,image,mask\na,train,normal\n", "line 2: expected object"),
         ("split,label,image,mask\ntrain,normal,x.JPG,\n", "line 2: expected object"),
+        (
+            "object,split,label,image,mask\na,train,normal,x.JPG,\na,test,normal,x.JPG,\n",
+            "lists x.JPG twice, in lines 2 and 3",
+        ),
         ("object,split,label,image,mask\n", "lists no pictures"),
         ("\0\1\2", "lists no pictures"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -51,6 +52,26 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path):
     for results in (found, whole):
         assert all(min(result.pop("seconds").values()) > 0 for result in results)  # the only difference
     assert found == whole
+
+
+def test_two_evaluations_do_not_share_a_folder(tmp_path):
+    chosen = protocol(methods=("ridge",), draws=1)
+    (tmp_path / "runs").mkdir()
+    with open(tmp_path / "runs" / ".lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=f"another evaluation is writing to {tmp_path}; wait for it"):
+            run_evaluation([make_category()], chosen, tmp_path)
+    assert len(run_evaluation([make_category()], chosen, tmp_path)) == 1
+
+
+def test_data_sets_of_one_name_are_not_taken_for_one(tmp_path):
+    given = []
+    for factory in ("first", "second"):
+        write_category(tmp_path / factory / "data", make_category())
+        given.append(f"folders={tmp_path / factory / 'data'}")
+    result = CliRunner().invoke(app, ["evaluate", *given, "-o", str(tmp_path / "judged")])
+    assert isinstance(result.exception, InputError)
+    assert "several data sets are named folders:data; rename a folder" in str(result.exception)
 
 
 def test_what_was_lost_or_cut_off_is_made_again(tmp_path):

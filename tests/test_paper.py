@@ -54,10 +54,10 @@ def mvtec(tmp_path_factory):
     return f"mvtec={root}"
 
 
-def set_up(number, given, folder):
+def set_up(number, given, folder, updates=0):
     categories = [category for text in given for category in load(text)]
     default = Protocol(size=SIZE, draws=1, shots=(3,))
-    return prepare(number, given, categories, folder, 0, default)
+    return prepare(number, given, categories, folder, updates, default)
 
 
 def trained_on(protocol, category):
@@ -72,8 +72,9 @@ def test_table_4(mvtec, tmp_path):
     assert [category.name for category in tested] == ["hazelnut", "leather"]
     names, saved = trained_on(protocol, tested[0])
     assert names == [{"leather", "tile"}] * 3  # never seen
-    assert [each["sparse_coding"].get("shrinkage") for each in saved] == [None, None, "none"]
-    assert [each["sparse_coding"].get("step") for each in saved] == [None, "lipschitz", None]
+    assert [each["sparse_coding"].get("shrinkage") for each in saved] == [None, "sigshrink", "none"]
+    assert [each["sparse_coding"].get("step") for each in saved] == [None, 1.0, None]
+    assert [each["sparse_coding"].get("schedule") for each in saved] == [None, "absolute", None]
     assert [each["sparse_coding"].get("normalize") for each in saved] == [None, False, None]
     assert all(each["sparse_coding"]["receptive_field"] == 3 for each in saved)
     protocol = replace(protocol, shots=(10,))
@@ -116,7 +117,7 @@ def test_the_third_column_of_table_4(mvtec, tmp_path):
         row = f"| the paper's method{name}, published | Wang et al., NeurIPS 2022, Table 4 | {cells} |"
         assert row in lines
     network = load_backbone(ours[1][1].replace("{category}", "hazelnut")).eval()
-    assert "/unwhitened-" in ours[1][1]
+    assert "/paper-" in ours[1][1]
     (category,) = (c for c in load(mvtec) if c.name == "hazelnut")
 
     def features(sources):
@@ -165,7 +166,7 @@ def test_tables_1_and_3(mvtec, tmp_path):
     assert [each["method"] for each in saved] == ["episodic", "episodic", "maml-ae"]
     assert (protocol.shots, protocol.draws, protocol.augment) == ((10,), 1, True)
     assert {"fsad", "ae-mse", "ae-ssim", "maml-ae"} <= {run[0] for run in protocol.runs}
-    tested, protocol = set_up(3, [mvtec], tmp_path)
+    tested, protocol = set_up(3, [mvtec], tmp_path, updates=2)
     fields = [each["sparse_coding"]["receptive_field"] for each in trained_on(protocol, tested[0])[1]]
     assert [category.name for category in tested] == ["hazelnut", "leather"] and fields == [1, 3, 3]
     with pytest.raises(

@@ -343,6 +343,35 @@ def test_a_seed_that_torch_cannot_take_is_named_by_both_methods():
             ).loss()
 
 
+def test_the_rate_warms_up_and_falls_and_the_gradient_is_clipped(tmp_path):
+    schedule = Schedule(updates=10, rate=0.1, warm_up=4)
+    rates = [schedule.rate_at(update) for update in range(10)]
+    assert rates[:5] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
+    assert rates[7] == pytest.approx(0.05) and rates == rates[:4] + sorted(rates[4:], reverse=True)
+
+    class Slope(torch.nn.Module):
+        """A loss whose gradient has the norm 500."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight, self.seen = torch.nn.Parameter(torch.tensor([3.0, 4.0])), []
+
+        def forward(self, support, query, *rest):
+            self.seen.append(self.weight.detach().clone())
+            return {"loss": 50 * self.weight.square().sum(), "sample": query}
+
+    tasks = Episodes([ProceduralCategory(0)], **TINY)
+    loss, schedule = Slope(), Schedule(updates=3, rate=0.1, warm_up=2, decay=0, clip=0.25)
+    trainer = EpisodicTrainer(loss, tasks, tmp_path, schedule).train()
+    assert [float(row["gradient"]) > 450 for row in log_of(tmp_path)] == [True] * 3  # logged as it was
+    assert loss.weight.grad.norm() == pytest.approx(0.25, abs=1e-4)
+    # AdamW's first steps are of the rate's length in each weight.
+    first, second, third = loss.seen
+    assert (first - second).tolist() == pytest.approx([0.05, 0.05], abs=1e-3)
+    assert (second - third).tolist() == pytest.approx([0.1, 0.1], abs=2e-3)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(schedule.rate_at(2))
+
+
 @pytest.mark.parametrize("damage", [b"update,loss\n0,1\n1", b"update,loss\n0,abc\n", b"epoch,loss\n0,1\n"])
 def test_a_damaged_log_is_named(tmp_path, damage):
     (tmp_path / "log.csv").write_bytes(damage)
@@ -363,6 +392,9 @@ def test_recipes_are_json_and_leave_categories_out(tmp_path, monkeypatch):
     held_out = replace(recipe, corruptions=["noise-start"]).held_out_episodes()
     assert held_out.describe()["categories"] == [["nut", 3]]
     assert held_out.corruptions == ("noise",)  # whatever is trained on, so that trainings compare
+    shutil.copytree(tmp_path / "nut", (small := tmp_path.with_name("small")) / "few")
+    too_few = {**given, "data": [str(small)], "leave_out": ["few"], "procedural": 2, "queries": 3}
+    assert len(Recipe.of(too_few, []).held_out_episodes().categories) == 100
     with pytest.raises(InputError, match="no category is named gear"):
         Recipe.of({**given, "leave_out": ["gear"]}, []).episodes()
     with pytest.raises(InputError, match="is given twice; its products would count as others' too"):

@@ -243,7 +243,19 @@ def test_other_faults_of_video_sets(tmp_path):
     table.write_text(table.read_text() + "TestVideoFile{end+1}.gt_frame = [1:2];\n")
     with pytest.raises(InputError, match=r"UCSDped1\.m lists 3 videos; 2 are beside it"):
         read("ucsd-ped1", tmp_path)
+    lookalikes.ucsd(tmp_path, "UCSDped2")  # with lists that end before the last frame: all would seem to fit
+    ped2 = tmp_path / "UCSDped2" / "Test"
+    (ped2 / "UCSDped2.m").write_text("TestVideoFile{end+1}.gt_frame = [6:9];\n" * 2)
+    (ped2 / "Test002" / "003.tif").unlink()
+    with pytest.raises(InputError, match="Test002 has no frame 3, but its list counts all of them"):
+        read("ucsd-ped2", tmp_path)
     lookalikes.WRITERS["shanghaitech"](tmp_path)
+    labels = tmp_path / "testing" / "test_frame_mask" / "01_0014.npy"
+    whole = np.load(labels)
+    np.save(labels, np.where(whole == 1, np.nan, 0))
+    with pytest.raises(InputError, match=r"01_0014\.npy: expected 0 or 1 for each frame"):
+        read("shanghaitech", tmp_path)
+    np.save(labels, whole)
     (tmp_path / "training" / "videos" / "12_001").rename(tmp_path / "training" / "videos" / "11_001")
     with pytest.raises(InputError, match=r"training has no videos 12_\*\.avi"):
         read("shanghaitech", tmp_path)

@@ -4,6 +4,7 @@ import signal
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -258,7 +259,11 @@ def evaluate(
     if table is not None and shots:
         raise typer.BadParameter("--table takes the shots of the paper's table; leave --shots out")
     need_matplotlib()
-    categories = [category for given in datasets for category in load(given)]
+    loaded = [load(given) for given in datasets]
+    named = Counter(found[0].dataset for found in loaded if found)
+    if twice := ", ".join(name for name, count in named.items() if count > 1):
+        raise InputError(f"several data sets are named {twice}; rename a folder, or evaluate them apart")
+    categories = [category for found in loaded for category in found]
     protocol = Protocol(
         methods=method or DEFAULT_METHODS,
         backbones=backbone or ["efficientnet_lite0"],

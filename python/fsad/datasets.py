@@ -284,6 +284,7 @@ def _visa(root: Path) -> list[Category]:
         rows = list(csv.DictReader(file, restval=""))
     if not rows:
         raise InputError(f"{display_name(table)} lists no pictures")
+    lines = dict[str, int]()
     for number, row in enumerate(rows, 2):
         kind = f"{row.get('split')} {row.get('label')}"
         image, mask = root / row.get("image", ""), root / row.get("mask", "")
@@ -291,6 +292,9 @@ def _visa(root: Path) -> list[Category]:
         if not known or "object" not in row or not image.is_file():
             expected = "object, split, label, image and mask, and files that exist"
             raise InputError(f"{display_name(table)}, line {number}: expected {expected}; got {row}")
+        if (first := lines.setdefault(row["image"], number)) != number:
+            twice = f"{display_name(table)} lists {row['image']} twice, in lines {first} and {number}"
+            raise InputError(f"{twice}; a picture is to adapt to or to test on, once: remove one")
         category = categories.setdefault(row["object"], Category(row["object"], [], []))
         category.add(image, kind == "test anomaly", kind != "train normal", mask)
     return sorted(categories.values(), key=lambda category: category.name)
@@ -344,7 +348,8 @@ def _ucsd(number: int) -> tuple[str, tuple[str], Callable[[Path], list[VideoCate
 # The fields of `Dataset` from `layout` on.
 LIKE_MVTEC = "<category>/train/good/*.png, test/{good,<defect>}/*.png, ground_truth/<defect>/<name>_mask.png"
 TREE = LIKE_MVTEC, ("*/train/good",), _tree
-VISA = "split_csv/1cls.csv, or MVTec AD's layout", ("split_csv/1cls.csv", "*/train/good"), _visa
+VISA_TABLE = "split_csv/1cls.csv (object,split,label,image,mask), and the pictures that it names"
+VISA = f"{VISA_TABLE}; or MVTec AD's layout", ("split_csv/1cls.csv", "*/train/good"), _visa
 BTAD = "{01,02,03}/{train/ok,test/{ok,ko},ground_truth/ko}/*", ("*/train/ok", "*/train/good"), _tree
 KOLEKTOR = "kosNN/PartM.jpg, kosNN/PartM_label.bmp; only odd NN to adapt to", ("kos*/*_label.*",), _kolektor
 ELPV = "package elpv-dataset; labels 0 and 1, every third block of 60 to test on", (), _elpv

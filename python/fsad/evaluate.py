@@ -5,6 +5,7 @@ alike. The result of one method on one draw is a file of its own: an interrupted
 is missing.
 """
 
+import fcntl
 import hashlib
 import inspect
 import json
@@ -35,7 +36,7 @@ from fsad.energy import augmented
 from fsad.errors import InputError
 from fsad.figures import write_png
 from fsad.frames import score_maps
-from fsad.images import resize
+from fsad.images import display_name, resize
 from fsad.metrics import PixelMetrics, frame_auc, image_metrics
 from fsad.model_file import replace_file
 from fsad.networks import Autoencoder
@@ -111,30 +112,43 @@ def run_evaluation(
 ) -> list[dict[str, Any]]:
     """Every run's metrics, from ``folder`` where it has them already; they stay there.
 
-    Raises InputError before any work, see ``check``, and what ``load_backbone`` raises.
+    Raises InputError before any work: see ``check``; or another evaluation works in that folder. And what
+    ``load_backbone`` raises.
     """
     check(categories, protocol)
     loaded = load_networks(categories, protocol)
     (folder / "runs").mkdir(parents=True, exist_ok=True)
-    found = []
-    for category in categories:
-        networks = {name: loaded[name, category.name] for name in protocol.networks}
-        runs = _runs(category, protocol, networks)
-        paths = {run: folder / "runs" / f"{run.file}.json" for run in runs}
-        with _emptied(folder / "runs" / "scratch") as scratch:
-            if missing := [run for run in runs if not _is_whole(run, paths[run])]:
-                store = _Store(category, protocol, networks, scratch)
-                for run in missing:
-                    result, maps = _judge(run, store)
-                    if run.draw == 0:
-                        write_png(paths[run].with_suffix(".png"), maps)
-                    stored = {**asdict(run), "file": run.file, **result}
-                    replace_file(paths[run], json.dumps(stored).encode())
-                    progress(run)
-        for run, path in paths.items():
-            stored = json.loads(path.read_bytes()) | {"network": run.network}  # as it is named this time
-            found.append({"dataset": category.dataset, **stored})
+    found = list[dict[str, Any]]()
+    with _alone(folder):
+        for category in categories:
+            networks = {name: loaded[name, category.name] for name in protocol.networks}
+            found += _run_category(category, protocol, networks, folder / "runs", progress)
     return found
+
+
+def _run_category(
+    category: Category,
+    protocol: Protocol,
+    networks: Mapping[str, Backbone],
+    folder: Path,
+    progress: Callable[[Run], object],
+) -> Iterator[dict[str, Any]]:
+    """``run_evaluation`` of one category, in the folder of runs."""
+    runs = _runs(category, protocol, networks)
+    paths = {run: folder / f"{run.file}.json" for run in runs}
+    with _emptied(folder / "scratch") as scratch:
+        if missing := [run for run in runs if not _is_whole(run, paths[run])]:
+            store = _Store(category, protocol, networks, scratch)
+            for run in missing:
+                result, maps = _judge(run, store)
+                if run.draw == 0:
+                    write_png(paths[run].with_suffix(".png"), maps)
+                stored = {**asdict(run), "file": run.file, **result}
+                replace_file(paths[run], json.dumps(stored).encode())
+                progress(run)
+    for run, path in paths.items():
+        stored = json.loads(path.read_bytes()) | {"network": run.network}  # as it is named this time
+        yield {"dataset": category.dataset, **stored}
 
 
 def check(categories: Sequence[Category], protocol: Protocol) -> None:
@@ -179,6 +193,18 @@ def load_networks(categories: Sequence[Category], protocol: Protocol) -> dict[tu
             needed = "weights of `fsad train --method maml-ae`"
             raise InputError(f"{file} does not hold MAML-AE; expected {needed}")
     return loaded
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """As the only evaluation in the folder; the lock of a killed one is gone with it."""
+    with open(folder / "runs" / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            wrong = f"another evaluation is writing to {display_name(folder)}"
+            raise InputError(f"{wrong}; wait for it, or give another folder") from error
+        yield
 
 
 @contextmanager

@@ -103,12 +103,13 @@ class Recipe:
         return self._episodes([*kept, *map(ProceduralCategory, range(self.procedural))], self.seed)
 
     def held_out_episodes(self) -> Episodes:
-        """Of the categories left out, or of procedural tasks if none is.
+        """Of the categories left out that are large enough, or of procedural tasks if none is.
 
         Corrupted by patches of noise whatever is trained on, so that recipes can be compared.
         """
         fresh = [ProceduralCategory(HELD_OUT + i) for i in range(100)]
-        drawn = self._episodes(self._split()[1] or fresh, self.seed + 1)
+        large = [category for category in self._split()[1] if len(category) >= self.shots + self.queries]
+        drawn = self._episodes(large or fresh, self.seed + 1)
         return replace(drawn, corruptions=("noise",))
 
     def _split(self) -> tuple[list[Category], list[Category]]:

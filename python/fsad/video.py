@@ -137,6 +137,8 @@ def ucsd(root: Path, name: str) -> list[VideoCategory]:
         if len(ranges) != len(names):
             raise InputError(f"{display_name(table)} lists {len(ranges)} videos; {len(names)} are beside it")
         truth = {clip: np.zeros(len(clips[clip]), dtype=bool) for clip in names}
+        for clip in names:
+            _check_numbers(test / clip, clips[clip])
         for clip, text in zip(names, ranges, strict=True):  # '5:90, 140': frames 5 to 90, from 1 on, and 140
             for found in re.findall(r"(\d+)(?:\s*:\s*(\d+))?", text):
                 first, last = int(found[0]), int(found[1] or found[0])
@@ -178,8 +180,10 @@ def shanghaitech(root: Path) -> list[VideoCategory]:
         if name not in scenes:
             missing = f"videos {name}_*.avi, nor folders of their frames"
             raise InputError(f"{display_name(training)} has no {missing}")
-        anomalous = _array(labels / f"{clip}.npy").ravel() != 0
-        scenes[name].test.append(_video(testing / "frames" / clip, frames, anomalous))
+        anomalous = _array(labels / f"{clip}.npy").ravel()
+        if not np.isin(anomalous, (0, 1)).all():
+            raise InputError(f"{display_name(labels / clip)}.npy: expected 0 or 1 for each frame")
+        scenes[name].test.append(_video(testing / "frames" / clip, frames, anomalous == 1))
     return list(scenes.values())
 
 
@@ -201,6 +205,14 @@ def _clips(*places: Path) -> dict[str, Frames]:
         )
         raise InputError(f"{wrong}; put them there")
     return found
+
+
+def _check_numbers(clip: Path, frames: Frames) -> None:
+    """A list names frames by number, from 1 on: one that is lost would shift the labels of all after it."""
+    names = [frame.stem for frame in frames if isinstance(frame, Path)]
+    for number, name in enumerate(names, 1):
+        if name.isdecimal() and int(name) != number:
+            raise InputError(f"{display_name(clip)} has no frame {number}, but its list counts all of them")
 
 
 def _check_labels(folder: Path, pattern: str, expected: set[str]) -> None:
