@@ -6,7 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +27,7 @@ from operators import (
     check_relative_energy,
     derivatives,
 )
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fsad_ext
 from fsad import arguments, functional
@@ -155,6 +159,35 @@ def test_func_transforms_raise_or_work_as_documented() -> None:
         torch.func.grad(lambda q: code(q).sum())(queries[0])
     assert torch.func.grad(lambda q: code(q, "reference").sum())(queries[0]).isfinite().all()
     torch.testing.assert_close(torch.vmap(code)(queries), torch.stack([code(q) for q in queries]))
+
+
+class Coding(torch.nn.Module):
+    def forward(self, queries: torch.Tensor, backend: str = "native") -> torch.Tensor:
+        return functional.istc(queries, torch.eye(4), [0.1], step=0.1, tau=3.0, backend=backend)
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        lambda module, queries: module,
+        lambda module, queries: lambda z: torch.vmap(module)(z[None])[0],
+        lambda module, queries: torch.export.export(module, (queries,)).module(),
+        lambda module, queries: torch.compile(module, fullgraph=True),
+        lambda module, queries: make_fx(module)(queries),
+        lambda module, queries: torch.jit.trace(module, (queries,)),
+    ],
+    ids=["as it is", "vmap", "export", "compile", "make_fx", "jit"],
+)
+def test_what_was_traced_without_requires_grad_has_derivatives(trace: Callable[..., Any]) -> None:
+    queries = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    code = trace(Coding(), queries.clone())
+    code(queries)
+    gradients = []
+    for function in (code, partial(Coding(), backend="reference")):
+        leaf = queries.clone().requires_grad_()
+        function(leaf).square().sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)
 
 
 def test_operators_name_what_does_not_fit() -> None:

@@ -142,8 +142,8 @@ class Stream {
         partial_size_(kSums * tile_numbers<Real>(problem.width, plan.lanes)),
         partial_sums_(plan.splits > 1 ? plan.splits * partial_size_ : 0),
         packed_(plan.packing == Packing::all ? (has_tangents_ ? 2 : 1) * packed_size() : 0),
-        atoms_(pack_all(problem.atom_map.data, packed_.get())),
-        tangents_(pack_all(tangent_atoms, packed_.get() + packed_size())) {}
+        atoms_(pack_all(problem.atom_map.data, 0)),
+        tangents_(pack_all(tangent_atoms, packed_size())) {}
 
   const IstcProblem<Real>& p;
   const Plan<Real> plan;
@@ -209,14 +209,15 @@ class Stream {
       const Rows<Real> rows = atoms_.rows(task, first, count, own.packed);
       const Rows<Real> dotted =
           has_tangents_ ? tangents_.rows(task, first, count, own.packed_tangents) : Rows<Real>{};
-      rule(Tile<Real>{first, count, panels, p.width, plan.depth, rows, dotted, own.local, own.parts, sums, own.ring,
-                      known});
+      rule(Tile<Real>{first, count, panels, p.width, plan.depth, rows, dotted, own.local, own.parts, sums,
+                      own.ring, known});
     }
   }
 
-  // Rows of the atoms of these maps, all of which are packed first if that is the plan.
-  AtomRows<Real> pack_all(const Real* maps, Real* memory) const {
+  // Rows of the atoms of these maps, all of which are packed first, at an offset, if that is the plan.
+  AtomRows<Real> pack_all(const Real* maps, int64_t offset) const {
     if (!maps || plan.packing != Packing::all) return AtomRows<Real>(p, maps, nullptr);
+    Real* const memory = packed_.get() + offset;
     const AtomRows<Real> rows(p, maps, memory);
     parallel_for(p.tasks * p.atoms, kThreadWork / kPackingWork, [&](int64_t begin, int64_t end) {
       rows.pack(begin, end - begin, memory + begin * AtomRows<Real>::packed_stride(p.width));

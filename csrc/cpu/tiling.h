@@ -20,6 +20,8 @@ constexpr int64_t kDepth = 192;
 // Shorter parts where atoms or queries are few, and over many steps, which amplify roundings: of vectors of
 // one sign a long sum's grow with its length, and plain PyTorch's own sums are short.
 constexpr int64_t kFewAtoms = 128, kManySteps = 4, kShortDepth = 32;
+
+// Parts that are added to what is there one by one; more of them are summed first.
 constexpr int64_t kFewParts = 4;
 
 // Lanes of a group of queries. Atoms come from the outer caches once a group, so more is better, but the

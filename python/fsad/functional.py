@@ -292,10 +292,17 @@ def dictionary_rows(support_features: Tensor, atom_index: Tensor | None, recepti
 def _iterate(queries: Tensor, scale: Tensor, atoms: Tensor, *rest: Any) -> Tensor:
     """The residual, without what derivatives need where nobody can ask for them: a small call spends a third
     of its time on that."""
-    is_wanted = queries.requires_grad or scale.requires_grad or atoms.requires_grad
-    if is_wanted and torch.is_grad_enabled():
+    requires_grad = queries.requires_grad or scale.requires_grad or atoms.requires_grad
+    if _is_recorded() or (requires_grad and torch.is_grad_enabled()):
         return torch.ops.fsad.istc(queries, scale, atoms, *rest)[0]
     return torch.ops.fsad.istc_residual(queries, scale, atoms, *rest)
+
+
+def _is_recorded() -> bool:
+    """Whether something traces or transforms this call, so that ``requires_grad`` does not tell."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _allow_tf32(features: Tensor) -> bool:
