@@ -26,9 +26,9 @@ CODING = {"ridge": 1.0, "max_atoms": 512}
 L1, L3 = ({"sparse_coding": CODING | {"receptive_field": field}, "separation": 0.0} for field in (1, 3))
 NOT_SPARSE = L3 | {"sparse_coding": CODING | {"receptive_field": 3, "shrinkage": "none"}}
 # η = 1, features as they are, absolute thresholds. Features are scaled down, by a number that training goes
-# on from: η‖D‖₂² must stay below 2, and is 0.1 to 1 of an untrained network's at 256 px. Energies and
+# on from: η‖D‖₂² must stay below 2, and is 0.1 to 0.5 of an untrained network's at 256 px. Energies and
 # thresholds are of the scale's square, and what multiplies energies in the loss makes up for it.
-SCALE = 7e-4
+SCALE = 5e-4
 RAW = SparseCodingLayer.paper(max_atoms=512, lambda_max=250 * SCALE**2, lambda_min=50 * SCALE**2)
 PAPER = {
     "architecture": {"name": "small_resnet", "stride": 4, "temperature": SCALE},
