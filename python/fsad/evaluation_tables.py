@@ -15,6 +15,7 @@ from fsad.metrics import confidence_interval
 from fsad.model_file import replace_csv, replace_file
 
 MEAN, OURS = "mean", "fsad"
+SMALL = 5e-4  # three decimals would show less as zero
 Row = dict[tuple[str, int, int], float]  # by name of the category, draw and shots
 
 
@@ -183,4 +184,5 @@ def spread(values: Sequence[float]) -> str:
     """Mean ± standard deviation."""
     if not values:
         return "-"
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+    form = ".2e" if 0 < abs(mean(values)) < SMALL else ".3f"  # errors have any unit, see ``fsad.paper``
+    return f"{mean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
