@@ -174,9 +174,10 @@ class Coding(torch.nn.Module):
         lambda module, queries: torch.export.export(module, (queries,)).module(),
         lambda module, queries: torch.compile(module, fullgraph=True),
         lambda module, queries: make_fx(module)(queries),
+        lambda module, queries: make_fx(module, pre_dispatch=True)(queries),
         lambda module, queries: torch.jit.trace(module, (queries,)),
     ],
-    ids=["as it is", "vmap", "export", "compile", "make_fx", "jit"],
+    ids=["as it is", "vmap", "export", "compile", "make_fx", "before dispatch", "jit"],
 )
 def test_what_was_traced_without_requires_grad_has_derivatives(trace: Callable[..., Any]) -> None:
     queries = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))

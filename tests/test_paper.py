@@ -113,6 +113,7 @@ def test_the_third_column_of_table_4(mvtec, tmp_path):
     lines = done.output.partition(f"### {DIFFERENCE}, 10 shots")[2].partition("###")[0].splitlines()
     ours = [line.split(" | ") for line in lines if line.startswith("| fsad |")]
     assert len(ours) == 4 and ours[-1][1] == "small_resnet"
+    assert not any("gain" in line for line in lines)  # no two networks of one unit
     for name, cells in (("", "2.4 | 1.6 | 2.0"), (", no sparsity", "1.7 | 0.9 | 1.3")):
         row = f"| the paper's method{name}, published | Wang et al., NeurIPS 2022, Table 4 | {cells} |"
         assert row in lines

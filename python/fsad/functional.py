@@ -302,7 +302,9 @@ def _is_recorded() -> bool:
     """Whether something traces or transforms this call, so that ``requires_grad`` does not tell."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
-    return torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    return torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch)
 
 
 def _allow_tf32(features: Tensor) -> bool:

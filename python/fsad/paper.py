@@ -16,6 +16,7 @@ from fsad import __version__
 from fsad.datasets import Category, fingerprint
 from fsad.errors import InputError
 from fsad.evaluate import Protocol, check, load_networks
+from fsad.evaluation_tables import DIFFERENCE
 from fsad.model_file import replace_file
 from fsad.recipe import NETWORK, Recipe, run
 from fsad.sparse_coding import SparseCodingLayer
@@ -42,7 +43,6 @@ PRESETS = {"l3": L3, "paper": PAPER}
 MAML = {"method": "maml-ae"}
 BOTH = ("fsad", "fsad-gradient")  # its energy, and its map of gradients
 SCENES, SPLIT = "shanghaitech", "06"  # its scenes up to this one train networks for those after it
-DIFFERENCE = "difference of mean errors, 1e-4"
 
 
 class Table(NamedTuple):
