@@ -99,32 +99,33 @@ def test_suspects_are_rare_among_like_pictures():
     assert np.mean([len(suspects(row)) > 0 for row in scores]) < 0.05
 
 
-def coded_by_other_quarters(features, middle, mask):
+def coded_by_other_quarters(settings, features, middle, mask):
     """Energy (h, w) of features (1, c, h, w), position by position."""
     energy = torch.empty(features.shape[2:])
     rows, columns = torch.meshgrid(*map(torch.arange, energy.shape), indexing="ij")
     for row, column in np.ndindex(*energy.shape):
         same = ((rows < middle[0]) == (row < middle[0])) & ((columns < middle[1]) == (column < middle[1]))
-        layer = SparseCodingLayer().adapt(features, ~same & mask)
-        energy[row, column] = layer(features).energy[0, row, column]
+        layer = SparseCodingLayer(**settings).adapt(features, ~same & mask)
+        energy[row, column] = layer(features, mask=mask[None]).energy[0, row, column]
     return energy
 
 
-def test_single_picture_is_coded_by_its_other_quarters():
+@pytest.mark.parametrize("settings", [{}, {"center": True, "drift": 0.35}], ids=str)
+def test_single_picture_is_coded_by_its_other_quarters(settings):
     features = torch.randn(1, 6, 8, 8, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(8, 8, dtype=torch.bool)
     support = Support(features, None, Frame.of((64, 64), 64, None))
-    expected = support.frame.pool(coded_by_other_quarters(features, (4, 4), mask)[None])[1]
-    assert calibration.held_out_scores({}, [support], 0) == [pytest.approx(expected, rel=1e-5)]
+    expected = support.frame.pool(coded_by_other_quarters(settings, features, (4, 4), mask)[None])[1]
+    assert calibration.held_out_scores(settings, [support], 0) == [pytest.approx(expected, rel=1e-5)]
     # Of a region of interest, its own quarters.
     roi = torch.zeros(64, 64, dtype=torch.bool)
     roi[32:, 16:48] = True
     support = Support(features, None, Frame.of((64, 64), 64, roi))
     mask = support.frame.positions((8, 8))
-    energy = coded_by_other_quarters(features, (6, 4), mask[0])
+    energy = coded_by_other_quarters(settings, features, (6, 4), mask[0])
     expected = support.frame.pool(energy[None])[1]
     support = support._replace(mask=mask)
-    assert calibration.held_out_scores({}, [support], 0) == [pytest.approx(expected, rel=1e-5)]
+    assert calibration.held_out_scores(settings, [support], 0) == [pytest.approx(expected, rel=1e-5)]
 
 
 def test_quarters_of_a_tiled_picture_are_those_of_the_picture():

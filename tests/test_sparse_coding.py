@@ -27,6 +27,8 @@ SETTINGS = [
     {"shrinkage": "none"},
     {"center": True},
     {"center": True, "step": "lipschitz", "max_atoms": 50, "receptive_field": 3},
+    {"center": True, "drift": 0.35, "max_atoms": 50, "receptive_field": 3},
+    {"center": True, "drift": 0.35, "step": "lipschitz"},
 ]
 
 
@@ -83,6 +85,9 @@ def test_codes_explain_the_residual(settings: dict) -> None:
     query = whitening.unit_length(features, 1) if layer.normalize else features
     if layer.center:
         query = query - layer.mean[:, None, None]
+    if layer.drift:
+        bound = layer.drift**2 * layer.moment.trace()[None]
+        query = query - whitening.drift(query[None], bound)[0, :, :, None, None]
     if layer.step == "whiten":
         query = whitening.apply(layer.whitener[None], query[None])[0]
     rows = reference.im2col(query[None], layer.receptive_field)[0]
@@ -131,10 +136,84 @@ def test_centred_by_the_mean_of_adapt(step: str) -> None:
     torch.testing.assert_close(code.reconstruction, expected.reconstruction + offset)
 
 
-@pytest.mark.parametrize("center", [False, True])
-def test_derivatives_run_through_features_and_dictionary(center: bool) -> None:
+def test_drift_picture_by_picture() -> None:
+    """Against the formula written out, of support and queries alike."""
+    support, features = (
+        unit(maps(3, 6, 4, 5, seed=i).double() + 2 * maps(3, 6, 1, 1, seed=i + 2)) for i in (0, 1)
+    )
+    centred = support - support.mean((0, 2, 3))[:, None, None]
+    less = torch.stack([without_drift(picture, centred, 0.5) for picture in centred])
+    queries = features - support.mean((0, 2, 3))[:, None, None]
+    queries = torch.stack([without_drift(picture, less, 0.5) for picture in queries])
+    expected = fsad.SparseCodingLayer(normalize=False).adapt(less)(queries, reconstruction=True)
+    layer = fsad.SparseCodingLayer(center=True, drift=0.5).adapt(support)
+    code = layer(features, reconstruction=True)
+    torch.testing.assert_close(code.energy, expected.energy)
+    # What was taken off is put back: a reconstruction is in the units of the features.
+    torch.testing.assert_close(features - code.reconstruction, queries - expected.reconstruction)
+
+
+def unit(features: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(features, dim=1)
+
+
+def without_drift(picture: Tensor, support: Tensor, drift: float) -> Tensor:
+    """A centred picture (c, h, w), by the spread of a centred support (K, c, h, w)."""
+    mean = picture.mean((1, 2))
+    bound = drift**2 * support.square().sum(1).mean()
+    return picture - (mean * bound / (bound + mean @ mean))[:, None, None]
+
+
+def test_a_small_drift_is_forgiven_and_a_large_one_is_not() -> None:
+    support, query = maps(4, 8, 6, 6), maps(1, 8, 6, 6, seed=1)
+    query = query - query.mean((2, 3), keepdim=True) + support.mean((0, 2, 3))[:, None, None]
+    support[:, 0] = query[:, 0] = 0.5  # a direction that no atom has
+    settings = {"normalize": False, "center": True, "ridge": 20.0}
+    for size, forgiven in ((0.3, True), (10.0, False)):
+        moved = query + size * torch.eye(8)[0, :, None, None]
+        rises = []
+        for drift in (0.0, 0.35):
+            layer = fsad.SparseCodingLayer(drift=drift, **settings).adapt(support)
+            rises.append(layer(moved).energy.mean() - layer(query).energy.mean())
+        assert bool(rises[1] < 0.5 * rises[0]) is forgiven
+        assert forgiven or rises[1] > 0.95 * rises[0]
+
+
+def test_what_is_masked_does_not_count_for_the_drift() -> None:
+    """Neither of the support nor of a query; a layer of its inside alone gives the same energies there."""
+    support, query = maps(2, 6, 6, 6), maps(1, 6, 6, 6, seed=1)
+    inside = torch.zeros(6, 6, dtype=torch.bool)
+    inside[1:5, 2:5] = True
+    layer = fsad.SparseCodingLayer(center=True, drift=0.35).adapt(support, inside)
+    cropped = fsad.SparseCodingLayer(center=True, drift=0.35).adapt(support[:, :, 1:5, 2:5])
+    energy = layer(query, mask=inside[None]).energy
+    torch.testing.assert_close(energy[:, 1:5, 2:5], cropped(query[:, :, 1:5, 2:5]).energy)
+    stateless = layer(query[None], layer.dictionary(support[None]), mask=inside[None, None])
+    assert stateless.energy.shape == (1, 1, 6, 6)
+    nowhere = layer(query, mask=torch.zeros_like(inside)[None]).energy  # no position tells of a drift
+    plain = dataclasses.replace(layer, drift=0).load_compact(layer.compact(torch.float32))
+    torch.testing.assert_close(nowhere, plain(query).energy)
+    for wrong in (inside, inside[None].float(), inside[None, :5]):
+        with pytest.raises(InputError, match=r"mask must be bool \(1, 6, 6\)"):
+            layer(query, mask=wrong)
+
+
+def test_extend_takes_off_the_drift_of_the_new() -> None:
+    first, second, features = (maps(2, 6, 5, 5, seed=i).double() for i in range(3))
+    second = second + 0.5 * maps(2, 6, 1, 1, seed=4)
+    layer = fsad.SparseCodingLayer(center=True, drift=0.5, normalize=False).adapt(first)
+    centred = second - first.mean((0, 2, 3))[:, None, None]
+    less = torch.stack([without_drift(picture, layer.support, 0.5) for picture in centred])
+    torch.testing.assert_close(
+        layer.extend(second).support[-50:].flatten(1), less.movedim(1, -1).flatten(0, 2)
+    )
+    assert layer(features).energy.isfinite().all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"center": True}, {"center": True, "drift": 0.35}], ids=str)
+def test_derivatives_run_through_features_and_dictionary(settings: dict) -> None:
     """With a fixed η nothing is held constant, so that finite differences see the same function."""
-    layer = fsad.SparseCodingLayer(step=0.05, iterations=2, center=center)
+    layer = fsad.SparseCodingLayer(step=0.05, iterations=2, **settings)
     inputs = (maps(1, 3, 2, 2, seed=1).double().requires_grad_(), maps(1, 3, 2, 2).double().requires_grad_())
 
     def energy(features: Tensor, support: Tensor) -> Tensor:
@@ -145,7 +224,7 @@ def test_derivatives_run_through_features_and_dictionary(center: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"receptive_field": 3, "step": "lipschitz"}, {"center": True}], ids=str
+    "settings", [{}, {"receptive_field": 3, "step": "lipschitz"}, {"center": True, "drift": 0.35}], ids=str
 )
 def test_derivatives_equal_the_reference(settings: dict) -> None:
     gradients = []
@@ -234,8 +313,8 @@ def test_normal_features_have_less_energy_than_strange_ones() -> None:
 
 def test_constant_and_zero_features_give_finite_energies() -> None:
     supports = (torch.zeros(2, 4, 3, 3), torch.ones(1, 4, 3, 3))
-    for support, center in product(supports, (False, True)):
-        layer = fsad.SparseCodingLayer(receptive_field=3, center=center).adapt(support)
+    for support, settings in product(supports, ({}, {"center": True}, {"center": True, "drift": 0.35})):
+        layer = fsad.SparseCodingLayer(receptive_field=3, **settings).adapt(support)
         for features in (torch.zeros(1, 4, 3, 3), maps(1, 4, 3, 3)):
             assert layer(features).energy.isfinite().all()
 
@@ -311,6 +390,8 @@ def test_bad_features_are_refused() -> None:
         {"backend": "fast"},
         {"ridge": 0.0},
         {"center": "no"},
+        {"drift": 0.35},
+        {"drift": -1.0, "center": True},
     ],
     ids=str,
 )

@@ -62,9 +62,15 @@ class Support(NamedTuple):
     frame: Frame
 
     @property
-    def own_features(self) -> Tensor:
-        """(T, c, h, w), of the picture as it is."""
-        return self.features[: len(self.frame.corners)]
+    def own(self) -> tuple[Tensor, Tensor | None]:
+        """Features (T, c, h, w) and mask of the picture as it is."""
+        tiles = len(self.frame.corners)
+        return self.features[:tiles], None if self.mask is None else self.mask[:tiles]
+
+    def score(self, layer: SparseCodingLayer) -> float:
+        """By the layer's dictionary."""
+        features, mask = self.own
+        return self.frame.pool(layer(features, mask=mask).energy)[1]
 
 
 def joined(support: Sequence[Support]) -> tuple[Tensor, Tensor | None]:
@@ -89,20 +95,18 @@ def held_out_scores(settings: dict, support: Sequence[Support], seed: int) -> li
         rest = [part for i, part in enumerate(support) if i not in held_out]
         layer = SparseCodingLayer(**settings).adapt(*joined(rest))
         for i in held_out:
-            scores[i] = support[i].frame.pool(layer(support[i].own_features).energy)[1]
+            scores[i] = support[i].score(layer)
     return scores
 
 
 def _inner_energy(settings: dict, part: Support) -> Tensor:
-    features = part.own_features
+    features, mask = part.own
     quarters = _quarters(part.frame, (features.shape[2], features.shape[3])).to(features.device)
-    counts = torch.ones_like(quarters, dtype=torch.bool)
-    if part.mask is not None:
-        counts = part.mask[: len(features)].to(features.device)
+    counts = torch.ones_like(quarters, dtype=torch.bool) if mask is None else mask.to(features.device)
     energy = torch.zeros_like(quarters)
     for quarter in range(4):
         layer = SparseCodingLayer(**settings).adapt(features, counts & (quarters != quarter))
-        energy = torch.where(quarters == quarter, layer(features).energy, energy)
+        energy = torch.where(quarters == quarter, layer(features, mask=mask).energy, energy)
     return energy
 
 

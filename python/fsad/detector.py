@@ -95,7 +95,7 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         support, threshold = self._encode(normal), self.threshold_
         layer = self.model_.sparse_coding
         if representative:
-            new = [part.frame.pool(layer(part.own_features).energy)[1] for part in support]
+            new = [part.score(layer) for part in support]
             threshold = calibration.with_scores(threshold, new, self.false_alarm)
         layer.extend(*calibration.joined(support))
         self._finish(self.n_support_ + len(support), threshold)
@@ -289,7 +289,8 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
                 yield picture
 
     def _result(self, picture: Picture, features: Tensor, map_kind: str | None) -> PictureResult:
-        shown, score = picture.frame.pool(self.model_.sparse_coding(features).energy)
+        mask = picture.frame.positions((features.shape[2], features.shape[3]))
+        shown, score = picture.frame.pool(self.model_.sparse_coding(features, mask=mask).energy)
         if map_kind == "gradient":
             tiles = picture.tiles.to(self._device).split(self.batch_size)
             gradients = [self.model_.anomaly_map(part, kind="gradient") for part in tiles]

@@ -25,6 +25,7 @@ class Dictionary(NamedTuple):
     step: Tensor  # η, (T,)
     whitener: Tensor | None = None  # L⁻¹, (T, c, c); None if not whitened
     mean: Tensor | None = None  # taken off unit vectors before whitening, (T, c); None if not centred
+    drift: Tensor | None = None  # b² of ``whitening.drift``, (T,); None if pictures do not drift
 
 
 def thin(
@@ -91,7 +92,7 @@ class StoredDictionary(nn.Module):
 
     What persists is in feature units, so that more support can join: the support maps (or, thinned, one
     l×l patch an atom), the positions that are atoms, and the second moment of all vectors seen. If centred,
-    all of it is about the mean of those that ``adapt`` saw, which stays when more join.
+    all of it is about the mean of those that ``adapt`` saw, which stays when more join; drift is off.
     """
 
     receptive_field: int  # settings, of which ``SparseCodingLayer`` speaks
@@ -99,6 +100,7 @@ class StoredDictionary(nn.Module):
     ridge: float
     normalize: bool
     center: bool
+    drift: float
     max_atoms: int | None
 
     def __init__(self) -> None:
@@ -141,6 +143,7 @@ class StoredDictionary(nn.Module):
         if self.center:
             mean = rows.mean(0)
             maps = whitening.less_mean(maps[None], mean[None])[0]
+            maps = self._less_drift(maps, _rows(maps, candidates).square().sum(1).mean(), mask)
             rows = _rows(maps, candidates)
         moment = rows.mT @ rows / len(rows)
         if self.max_atoms is not None and len(rows) > self.max_atoms:
@@ -161,9 +164,9 @@ class StoredDictionary(nn.Module):
         if maps.shape[1] != self.support.shape[1]:
             got = f"the dictionary has {self.support.shape[1]} channels, the new support {maps.shape[1]}"
             raise InputError(f"{got}; both must come from the same backbone")
-        if self.center:
-            maps = maps - self.mean[:, None, None]
         new = positions(mask, maps)
+        if self.center:
+            maps = self._less_drift(maps - self.mean[:, None, None], self.moment.trace(), mask)
         rows = _rows(maps, new)
         total = int(self.count) + len(rows)
         moment = (self.moment * int(self.count) + rows.mT @ rows) / total
@@ -203,6 +206,14 @@ class StoredDictionary(nn.Module):
         if support.numel() == 0:
             raise InputError(f"support is empty: {tuple(support.shape)}; give at least one normal image")
         return whitening.unit_length(support, -3) if self.normalize else support
+
+    def _less_drift(self, maps: Tensor, spread: Tensor, mask: Tensor | None) -> Tensor:
+        """Centred maps (K, c, h, w), of vectors of this mean square length, less their drift."""
+        if not self.drift:
+            return maps
+        inside = None if mask is None else mask.to(maps.device).expand(len(maps), *maps.shape[2:])[None]
+        bound = self.drift**2 * spread[None]
+        return maps - whitening.drift(maps[None], bound, inside)[0, :, :, None, None]
 
     def _patches(self) -> Tensor:
         """The stored atoms as maps of their own, (k, c, l, l)."""

@@ -13,10 +13,17 @@ from fsad.dictionary import STABLE_STEPS, Dictionary, StoredDictionary, full_pre
 from fsad.errors import DivergedError, InputError, NotAdaptedError
 
 # Of the detector, for features of ImageNet networks; chosen on development sets (solar cells, magnetic tiles,
-# hazelnuts). Centred features show more sharply where a defect is; little whitening is steady from draw to
-# draw, and a small dictionary that covers the normal features explains less of a defect than a large one.
-# 256 atoms and two steps cost a fraction of what the backbone does.
-DEFAULT_SETTINGS: dict[str, Any] = {"center": True, "ridge": 100.0, "iterations": 2, "max_atoms": 256}
+# hazelnuts, made-up products; docs/results.md). Centred features show more sharply where a defect is; without
+# what pictures differ in as wholes, they bear more whitening. A small dictionary that covers the normal
+# features explains less of a defect than a large one; 256 atoms and two steps cost a fraction of what the
+# backbone does.
+DEFAULT_SETTINGS: dict[str, Any] = {
+    "center": True,
+    "drift": 0.35,
+    "ridge": 5.0,
+    "iterations": 2,
+    "max_atoms": 256,
+}
 
 
 class SparseCode(NamedTuple):
@@ -53,6 +60,8 @@ class SparseCodingLayer(StoredDictionary):
             norm 1, so that η = 1 is stable; ``"lipschitz"`` takes η = 1/‖D‖₂²; a number is η itself.
         normalize: scale feature vectors to length one first.
         center: then take the support's mean vector off, of support and queries.
+        drift: then take a picture's own mean off, of support and queries, as far as it is small
+            (``whitening.drift``): about this size, in units of the support's root mean square. 0: not at all.
         max_atoms: thin the dictionary to at most this many atoms (greedy coreset).
         backend: ``"auto"``, ``"native"`` or ``"reference"``.
         ridge: ε of the whitening, in units of the mean eigenvalue: the larger, the less rare directions are
@@ -77,6 +86,7 @@ class SparseCodingLayer(StoredDictionary):
     backend: str = "auto"
     ridge: float = 0.1
     center: bool = False
+    drift: float = 0
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -115,6 +125,7 @@ class SparseCodingLayer(StoredDictionary):
         features: Tensor,
         support: Tensor | Dictionary | None = None,
         *,
+        mask: Tensor | None = None,
         reconstruction: bool = False,
         codes: bool = False,
     ) -> SparseCode:
@@ -126,6 +137,7 @@ class SparseCodingLayer(StoredDictionary):
             support: (K, c, h, w), or (T, K, c, h, w): the normal features of each task. Derivatives
                 run through the dictionary and its whitening; η, the scale and the thinning are
                 constants. Or what ``dictionary`` made of it.
+            mask: bool (B, h, w), or (T, B, h, w), the positions that count for ``drift``; all by default.
             reconstruction, codes: also return these. The codes are B·h·w × k numbers and are computed
                 by the reference.
 
@@ -146,7 +158,12 @@ class SparseCodingLayer(StoredDictionary):
             else:
                 support = full_precision("support", support, features.dim()).to(features.dtype)
                 dictionary = self.dictionary(support if batched else support[None])
-            result = self._code(features if batched else features[None], dictionary, reconstruction, codes)
+            counted = features.shape[:-3] + features.shape[-2:]
+            if mask is not None and (mask.dtype != torch.bool or mask.shape != counted):
+                raise InputError(f"mask must be bool {tuple(counted)}, got {mask.dtype} {tuple(mask.shape)}")
+            if not batched:
+                features, mask = features[None], None if mask is None else mask[None].to(features.device)
+            result = self._code(features, dictionary, mask, reconstruction, codes)
         return result if batched else SparseCode._make(each if each is None else each[0] for each in result)
 
     def dictionary(self, support: Tensor) -> Dictionary:
@@ -157,22 +174,35 @@ class SparseCodingLayer(StoredDictionary):
         with torch.autocast(support.device.type, enabled=False):
             support = self._normalized(full_precision("support", support, 5))
             mean = support.mean((1, 3, 4)) if self.center else None
+            bound = None
             if mean is not None:
                 support = whitening.less_mean(support, mean)
+            if self.drift:
+                support = support - whitening.drift(support, self._bound(support))[..., None, None]
+                bound = self._bound(support)
             moment = whitening.second_moment(support) if self.step == "whiten" else support.new_empty(0)
             index = None
             if self.max_atoms is not None and support[0, :, 0].numel() > self.max_atoms:
                 index = torch.stack([thin(m, None, self.max_atoms, self.receptive_field) for m in support])
-            return self._ready(support, index, moment)._replace(mean=mean)
+            return self._ready(support, index, moment)._replace(mean=mean, drift=bound)
 
-    def _code(self, features: Tensor, dictionary: Dictionary, rebuild: bool, codes: bool) -> SparseCode:
-        atoms, index, step, whitener, mean = dictionary
+    def _bound(self, support: Tensor) -> Tensor:
+        return self.drift**2 * support.square().sum(2).mean((1, 2, 3))
+
+    def _code(
+        self, features: Tensor, dictionary: Dictionary, mask: Tensor | None, rebuild: bool, codes: bool
+    ) -> SparseCode:
+        atoms, index, step, whitener, mean, bound = dictionary
         if features.shape[2] != atoms.shape[2]:
             got = f"features have {features.shape[2]} channels, the dictionary {atoms.shape[2]}"
             raise InputError(f"{got}; both must come from the same backbone")
         queries = whitening.unit_length(features, 2) if self.normalize else features
-        if mean is not None:
-            queries = queries - mean[:, None, :, None, None]
+        offset = None if mean is None else mean[:, None]  # (T, 1 or B, c)
+        if offset is not None:
+            queries = queries - offset[..., None, None]
+        if offset is not None and bound is not None:
+            drift = whitening.drift(queries, bound, mask)
+            queries, offset = queries - drift[..., None, None], offset + drift
         if whitener is not None:
             queries = whitening.apply(whitener, queries)
         field = self.receptive_field
@@ -184,7 +214,7 @@ class SparseCodingLayer(StoredDictionary):
         else:
             residual, energy = functional.sparse_energy(queries, atoms, self.lambdas, **options)
         self._guard(energy, queries)
-        rebuilt = self._reconstruct(queries, residual, whitener, mean) if rebuild else None
+        rebuilt = self._reconstruct(queries, residual, whitener, offset) if rebuild else None
         alphas = self._codes(queries, dictionary, peak) if codes else None
         return SparseCode(residual, energy, rebuilt, alphas)
 
@@ -200,7 +230,7 @@ class SparseCodingLayer(StoredDictionary):
         _require((energy <= limit).all(), wrong)
 
     def _reconstruct(
-        self, queries: Tensor, residual: Tensor, whitener: Tensor | None, mean: Tensor | None
+        self, queries: Tensor, residual: Tensor, whitener: Tensor | None, offset: Tensor | None
     ) -> Tensor:
         tasks, images, channels, height, width = queries.shape
         columns = reference.im2col(queries, self.receptive_field).mT
@@ -210,8 +240,8 @@ class SparseCodingLayer(StoredDictionary):
         if whitener is not None:
             solved = torch.linalg.solve_triangular(whitener, vectors.flatten(1, -2).mT, upper=False).mT
             vectors = solved.reshape(vectors.shape)
-        if mean is not None:
-            vectors = vectors + mean[:, None, None, None, None]
+        if offset is not None:
+            vectors = vectors + offset[:, :, None, None, None]
         return vectors.movedim(-1, 2).flatten(2, 3)
 
     def _codes(self, queries: Tensor, dictionary: Dictionary, peak: Tensor | None) -> Tensor:
@@ -235,7 +265,9 @@ class SparseCodingLayer(StoredDictionary):
         index = self.atom_index[None] if len(self.atom_index) else None
         whitener = self.whitener.to(features)[None] if self.step == "whiten" else None
         mean = self.mean.to(features)[None] if self.center else None
-        return Dictionary(self.atoms.to(features.dtype), index, self.gain.to(features), whitener, mean)
+        drift = self.drift**2 * self.moment.trace().to(features)[None] if self.drift else None
+        atoms = self.atoms.to(features.dtype)
+        return Dictionary(atoms, index, self.gain.to(features), whitener, mean, drift)
 
     def _make_schedule(self) -> tuple[list[float], Any]:
         n, lambdas = self.iterations, self.schedule
@@ -264,6 +296,7 @@ class SparseCodingLayer(StoredDictionary):
             "backend": self.backend in arguments.BACKENDS,
             "ridge": 0 < self.ridge < math.inf,
             "center": isinstance(self.center, bool),
+            "drift": 0 <= self.drift < math.inf and (self.center or self.drift == 0),
         }
         for name, good in checks.items():
             if not good:

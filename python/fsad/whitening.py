@@ -1,4 +1,4 @@
-"""Whitening of feature channels: what makes three iterations with step 1 enough.
+"""Centring and whitening of feature channels: what makes a few iterations with step 1 enough.
 
 A dictionary of thousands of patches of one product is highly correlated; with step 1 the iteration would
 explode, with the Lipschitz step it would hardly move. Whitening the channels by the support's own second
@@ -23,6 +23,26 @@ def less_mean(maps: Tensor, mean: Tensor) -> Tensor:
     rounding = 8 * torch.finfo(maps.dtype).eps * mean.detach().abs().amax(1)
     varied = less.detach().abs().amax((1, 2, 3, 4)) > rounding
     return less * varied[:, None, None, None, None]
+
+
+def drift(maps: Tensor, bound: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What differs from the support in a picture as a whole, as light, exposure and finish do: a vector each.
+
+    Its mean m is taken for that where it is small, and for a defect where it is large: m·b²/(b² + ‖m‖²).
+
+    Args:
+        maps: centred, (T, B, c, h, w).
+        bound: b², (T,).
+        mask: bool (T, B, h, w), the positions that count; None for all. Without any there is no drift.
+
+    Returns (T, B, c).
+    """
+    mean = maps.mean((3, 4))
+    if mask is not None:
+        counts = mask[:, :, None].to(maps)
+        mean = (maps * counts).sum((3, 4)) / counts.sum((3, 4)).clamp_min(1)
+    squares, bound = mean.square().sum(2, keepdim=True), bound[:, None, None]
+    return mean * bound / (bound + squares).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
 def second_moment(support: Tensor) -> Tensor:
