@@ -20,7 +20,7 @@ from fsad.errors import DivergedError, InputError, NotAdaptedError
 DEFAULT_SETTINGS: dict[str, Any] = {
     "center": True,
     "drift": 0.35,
-    "ridge": 5.0,
+    "ridge": 10.0,
     "iterations": 2,
     "max_atoms": 256,
 }
