@@ -26,8 +26,9 @@ CXX_FILES := $(call cxx_files,csrc tests)
 demo: $(VENV)/demo.stamp
 	$(BIN)/fsad demo
 
+# A process a core, each with whole files; timings, which need a machine to themselves, are for `make bench`.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile -p no:benchmark
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
