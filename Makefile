@@ -26,9 +26,10 @@ CXX_FILES := $(call cxx_files,csrc tests)
 demo: $(VENV)/demo.stamp
 	$(BIN)/fsad demo
 
-# A process a core, each with whole files; timings, which need a machine to themselves, are for `make bench`.
+# A process a core, each with whole files and one thread but in the tests of threads, which would wait for each
+# other; timings, which need a machine to themselves, are for `make bench`.
 test: lint
-	$(BIN)/pytest -n auto --dist loadfile -p no:benchmark
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -p no:benchmark
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
