@@ -238,6 +238,22 @@ def test_region_of_interest(settings):
     assert part.predict(inside) == [-1]
 
 
+def test_nothing_outside_the_region_of_interest_tells_of_a_drift():
+    """Neither of support, held out, joining later or scored; nor in a gradient's map."""
+    roi = np.zeros((SIDE, SIDE), dtype=bool)
+    roi[:, :20] = True
+    found = []
+    for outside in (None, (slice(0, SIDE), slice(27, SIDE))):
+        normal = [picture(seed, outside) for seed in range(8)]
+        layer = SparseCodingLayer(center=True, drift=1, max_atoms=100)
+        detector = make(sparse_coding=layer, roi=roi, map_kind="gradient").fit(normal[:4])
+        detector.update(normal[4:], representative=True)
+        scores = detector.threshold_.scores, detector.anomaly_scores(normal)
+        found.append([*scores, detector.anomaly_maps(normal[0])[0, :, :14]])
+    for clean, noisy in zip(*found, strict=True):
+        np.testing.assert_allclose(noisy, clean, rtol=1e-4)
+
+
 def test_augment_turns_the_region_of_interest_too():
     """Noise outside of it must not become normal."""
     roi = np.zeros((SIDE, SIDE), dtype=bool)

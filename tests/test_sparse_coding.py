@@ -392,6 +392,8 @@ def test_bad_features_are_refused() -> None:
         {"center": "no"},
         {"drift": 0.35},
         {"drift": -1.0, "center": True},
+        {"drift": None, "center": True},
+        {"drift": 1e200, "center": True},
     ],
     ids=str,
 )

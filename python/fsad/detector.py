@@ -293,7 +293,9 @@ class FewShotDetector(OutlierMixin, BaseEstimator):
         shown, score = picture.frame.pool(self.model_.sparse_coding(features, mask=mask).energy)
         if map_kind == "gradient":
             tiles = picture.tiles.to(self._device).split(self.batch_size)
-            gradients = [self.model_.anomaly_map(part, kind="gradient") for part in tiles]
+            inside = [None] * len(tiles) if mask is None else mask.split(self.batch_size)
+            pairs = zip(tiles, inside, strict=True)
+            gradients = [self.model_.anomaly_map(part, "gradient", known) for part, known in pairs]
             shown = picture.frame.assemble(torch.cat(gradients))
         anomaly_map = None if map_kind is None else shown.cpu().numpy()
         return PictureResult(picture.source, score, score > self.threshold_.value, anomaly_map, picture.size)

@@ -60,27 +60,30 @@ class AdaptiveEnergyModel(nn.Module):
 
     energy = forward
 
-    def energy_map(self, images: Tensor) -> Tensor:
-        """Energy of each position of the feature map: (B, 3, H, W) -> (B, h, w)."""
-        return self.sparse_coding(self.features(images)).energy
+    def energy_map(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Energy of each position of the feature map: (B, 3, H, W) -> (B, h, w); mask as of the layer."""
+        return self.sparse_coding(self.features(images), mask=mask).energy
 
-    def anomaly_map(self, images: Tensor, kind: str = "gradient") -> Tensor:
+    def anomaly_map(self, images: Tensor, kind: str = "gradient", mask: Tensor | None = None) -> Tensor:
         """Where an image is anomalous: (B, 3, H, W) -> (B, H, W), detached, higher is worse.
 
         Args:
             kind: ``"gradient"`` is ‖∂E/∂x‖₂ over the colour channels (section 3.1), with D held
                 constant; ``"energy"`` is the energy map, upsampled bilinearly.
+            mask: bool (B, h, w), the positions of the feature map that count, for a drift and for E.
         """
         if kind not in MAP_KINDS:
             raise InputError(f"kind must be one of {MAP_KINDS}, got {kind!r}")
         if kind == "energy":
             with torch.no_grad():
-                maps = self.energy_map(images)
+                maps = self.energy_map(images, mask)
             size = images.shape[-2:]
             return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
         with torch.inference_mode(False), torch.enable_grad():
             inputs = images.detach().clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.energy(inputs).sum(), inputs)
+            energies = self.energy_map(inputs, mask)
+            counted = energies if mask is None else energies * mask
+            (gradient,) = torch.autograd.grad(counted.mean((1, 2)).sum(), inputs)
         return gradient.norm(dim=1)
 
 

@@ -60,7 +60,7 @@ class SparseCodingLayer(StoredDictionary):
             norm 1, so that η = 1 is stable; ``"lipschitz"`` takes η = 1/‖D‖₂²; a number is η itself.
         normalize: scale feature vectors to length one first.
         center: then take the support's mean vector off, of support and queries.
-        drift: then take a picture's own mean off, of support and queries, as far as it is small
+        drift: then take each map's own mean off, of support and queries, as far as it is small
             (``whitening.drift``): about this size, in units of the support's root mean square. 0: not at all.
         max_atoms: thin the dictionary to at most this many atoms (greedy coreset).
         backend: ``"auto"``, ``"native"`` or ``"reference"``.
@@ -296,7 +296,7 @@ class SparseCodingLayer(StoredDictionary):
             "backend": self.backend in arguments.BACKENDS,
             "ridge": 0 < self.ridge < math.inf,
             "center": isinstance(self.center, bool),
-            "drift": 0 <= self.drift < math.inf and (self.center or self.drift == 0),
+            "drift": type(self.drift) in (int, float) and 0 <= self.drift <= (1e6 if self.center else 0),
         }
         for name, good in checks.items():
             if not good:
