@@ -52,7 +52,7 @@ CHANGES = {
     "no drift, ridge 100": Change({"drift": 0, "ridge": 100.0}),
     "drift 0.2": Change({"drift": 0.2}),
     "drift 0.5": Change({"drift": 0.5}),
-    "each picture's mean off": Change({"drift": 1000}),
+    "drift 10": Change({"drift": 10}),
     "neither drift nor centre": Change({"drift": 0, "center": False}),
     "ridge 1": Change({"ridge": 1.0}),
     "ridge 5": Change({"ridge": 5.0}),

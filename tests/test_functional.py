@@ -11,6 +11,8 @@ from torch import Tensor
 from fsad import arguments, functional
 from fsad.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 def test_shrinkages_by_hand() -> None:
     u = torch.tensor([-2.0, -0.25, 0.0, 0.25, 2.0], dtype=torch.float64)

@@ -32,6 +32,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import fsad_ext
 from fsad import arguments, functional
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 @pytest.mark.parametrize("case", SHAPES + GRID, ids=str)
 def test_float64_equals_reference(case: Case) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fsad import functional, reference
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 DRAWS = 7
 EPS = torch.finfo(torch.float32).eps
 

@@ -10,6 +10,7 @@ from itertools import product
 
 import pytest
 import torch
+from features import maps
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -17,6 +18,7 @@ import fsad
 from fsad import functional, reference, whitening
 from fsad.errors import DivergedError, InputError, NotAdaptedError
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 SETTINGS = [
     {},
     {"receptive_field": 3},
@@ -30,12 +32,6 @@ SETTINGS = [
     {"center": True, "drift": 0.35, "max_atoms": 50, "receptive_field": 3},
     {"center": True, "drift": 0.35, "step": "lipschitz"},
 ]
-
-
-def maps(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Random maps whose channels share a mean, as features do."""
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(shape, generator=generator) + 0.5).to(dtype)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -134,80 +130,6 @@ def test_centred_by_the_mean_of_adapt(step: str) -> None:
     torch.testing.assert_close(code.energy, expected.energy)
     offset = mean.flatten().repeat_interleave(9)[:, None, None]
     torch.testing.assert_close(code.reconstruction, expected.reconstruction + offset)
-
-
-def test_drift_picture_by_picture() -> None:
-    """Against the formula written out, of support and queries alike."""
-    support, features = (
-        unit(maps(3, 6, 4, 5, seed=i).double() + 2 * maps(3, 6, 1, 1, seed=i + 2)) for i in (0, 1)
-    )
-    centred = support - support.mean((0, 2, 3))[:, None, None]
-    less = torch.stack([without_drift(picture, centred, 0.5) for picture in centred])
-    queries = features - support.mean((0, 2, 3))[:, None, None]
-    queries = torch.stack([without_drift(picture, less, 0.5) for picture in queries])
-    expected = fsad.SparseCodingLayer(normalize=False).adapt(less)(queries, reconstruction=True)
-    layer = fsad.SparseCodingLayer(center=True, drift=0.5).adapt(support)
-    code = layer(features, reconstruction=True)
-    torch.testing.assert_close(code.energy, expected.energy)
-    # What was taken off is put back: a reconstruction is in the units of the features.
-    torch.testing.assert_close(features - code.reconstruction, queries - expected.reconstruction)
-
-
-def unit(features: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(features, dim=1)
-
-
-def without_drift(picture: Tensor, support: Tensor, drift: float) -> Tensor:
-    """A centred picture (c, h, w), by the spread of a centred support (K, c, h, w)."""
-    mean = picture.mean((1, 2))
-    bound = drift**2 * support.square().sum(1).mean()
-    return picture - (mean * bound / (bound + mean @ mean))[:, None, None]
-
-
-def test_a_small_drift_is_forgiven_and_a_large_one_is_not() -> None:
-    support, query = maps(4, 8, 6, 6), maps(1, 8, 6, 6, seed=1)
-    query = query - query.mean((2, 3), keepdim=True) + support.mean((0, 2, 3))[:, None, None]
-    support[:, 0] = query[:, 0] = 0.5  # a direction that no atom has
-    settings = {"normalize": False, "center": True, "ridge": 20.0}
-    for size, forgiven in ((0.3, True), (10.0, False)):
-        moved = query + size * torch.eye(8)[0, :, None, None]
-        rises = []
-        for drift in (0.0, 0.35):
-            layer = fsad.SparseCodingLayer(drift=drift, **settings).adapt(support)
-            rises.append(layer(moved).energy.mean() - layer(query).energy.mean())
-        assert bool(rises[1] < 0.5 * rises[0]) is forgiven
-        assert forgiven or rises[1] > 0.95 * rises[0]
-
-
-def test_what_is_masked_does_not_count_for_the_drift() -> None:
-    """Neither of the support nor of a query; a layer of its inside alone gives the same energies there."""
-    support, query = maps(2, 6, 6, 6), maps(1, 6, 6, 6, seed=1)
-    inside = torch.zeros(6, 6, dtype=torch.bool)
-    inside[1:5, 2:5] = True
-    layer = fsad.SparseCodingLayer(center=True, drift=0.35).adapt(support, inside)
-    cropped = fsad.SparseCodingLayer(center=True, drift=0.35).adapt(support[:, :, 1:5, 2:5])
-    energy = layer(query, mask=inside[None]).energy
-    torch.testing.assert_close(energy[:, 1:5, 2:5], cropped(query[:, :, 1:5, 2:5]).energy)
-    stateless = layer(query[None], layer.dictionary(support[None]), mask=inside[None, None])
-    assert stateless.energy.shape == (1, 1, 6, 6)
-    nowhere = layer(query, mask=torch.zeros_like(inside)[None]).energy  # no position tells of a drift
-    plain = dataclasses.replace(layer, drift=0).load_compact(layer.compact(torch.float32))
-    torch.testing.assert_close(nowhere, plain(query).energy)
-    for wrong in (inside, inside[None].float(), inside[None, :5]):
-        with pytest.raises(InputError, match=r"mask must be bool \(1, 6, 6\)"):
-            layer(query, mask=wrong)
-
-
-def test_extend_takes_off_the_drift_of_the_new() -> None:
-    first, second, features = (maps(2, 6, 5, 5, seed=i).double() for i in range(3))
-    second = second + 0.5 * maps(2, 6, 1, 1, seed=4)
-    layer = fsad.SparseCodingLayer(center=True, drift=0.5, normalize=False).adapt(first)
-    centred = second - first.mean((0, 2, 3))[:, None, None]
-    less = torch.stack([without_drift(picture, layer.support, 0.5) for picture in centred])
-    torch.testing.assert_close(
-        layer.extend(second).support[-50:].flatten(1), less.movedim(1, -1).flatten(0, 2)
-    )
-    assert layer(features).energy.isfinite().all()
 
 
 @pytest.mark.parametrize("settings", [{}, {"center": True}, {"center": True, "drift": 0.35}], ids=str)
@@ -393,7 +315,7 @@ def test_bad_features_are_refused() -> None:
         {"drift": 0.35},
         {"drift": -1.0, "center": True},
         {"drift": None, "center": True},
-        {"drift": 1e200, "center": True},
+        {"drift": 11, "center": True},
     ],
     ids=str,
 )

@@ -143,7 +143,8 @@ class StoredDictionary(nn.Module):
         if self.center:
             mean = rows.mean(0)
             maps = whitening.less_mean(maps[None], mean[None])[0]
-            maps = self._less_drift(maps, _rows(maps, candidates).square().sum(1).mean(), mask)
+            spread = _rows(maps, candidates).square().sum(1).mean()
+            maps = self._less_drift(maps[None], spread[None], mask)[0]
             rows = _rows(maps, candidates)
         moment = rows.mT @ rows / len(rows)
         if self.max_atoms is not None and len(rows) > self.max_atoms:
@@ -166,7 +167,8 @@ class StoredDictionary(nn.Module):
             raise InputError(f"{got}; both must come from the same backbone")
         new = positions(mask, maps)
         if self.center:
-            maps = self._less_drift(maps - self.mean[:, None, None], self.moment.trace(), mask)
+            maps = (maps - self.mean[:, None, None])[None]
+            maps = self._less_drift(maps, self.moment.trace()[None], mask)[0]
         rows = _rows(maps, new)
         total = int(self.count) + len(rows)
         moment = (self.moment * int(self.count) + rows.mT @ rows) / total
@@ -207,13 +209,12 @@ class StoredDictionary(nn.Module):
             raise InputError(f"support is empty: {tuple(support.shape)}; give at least one normal image")
         return whitening.unit_length(support, -3) if self.normalize else support
 
-    def _less_drift(self, maps: Tensor, spread: Tensor, mask: Tensor | None) -> Tensor:
-        """Centred maps (K, c, h, w), of vectors of this mean square length, less their drift."""
+    def _less_drift(self, maps: Tensor, spread: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Centred maps (T, K, c, h, w), of vectors of these mean square lengths (T,), less their drift."""
         if not self.drift:
             return maps
-        inside = None if mask is None else mask.to(maps.device).expand(len(maps), *maps.shape[2:])[None]
-        bound = self.drift**2 * spread[None]
-        return maps - whitening.drift(maps[None], bound, inside)[0, :, :, None, None]
+        inside = None if mask is None else mask.expand(*maps.shape[:2], *maps.shape[3:])
+        return maps - whitening.drift(maps, self.drift**2 * spread, inside)[..., None, None]
 
     def _patches(self) -> Tensor:
         """The stored atoms as maps of their own, (k, c, l, l)."""

@@ -82,7 +82,7 @@ class AdaptiveEnergyModel(nn.Module):
         with torch.inference_mode(False), torch.enable_grad():
             inputs = images.detach().clone().requires_grad_()
             energies = self.energy_map(inputs, mask)
-            counted = energies if mask is None else energies * mask
+            counted = energies if mask is None else energies * mask.to(energies)
             (gradient,) = torch.autograd.grad(counted.mean((1, 2)).sum(), inputs)
         return gradient.norm(dim=1)
 

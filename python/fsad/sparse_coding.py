@@ -61,7 +61,8 @@ class SparseCodingLayer(StoredDictionary):
         normalize: scale feature vectors to length one first.
         center: then take the support's mean vector off, of support and queries.
         drift: then take each map's own mean off, of support and queries, as far as it is small
-            (``whitening.drift``): about this size, in units of the support's root mean square. 0: not at all.
+            (``whitening.drift``): about this size, in units of the support's root mean square. 0: not at all;
+            10, the most: nearly all of any.
         max_atoms: thin the dictionary to at most this many atoms (greedy coreset).
         backend: ``"auto"``, ``"native"`` or ``"reference"``.
         ridge: ε of the whitening, in units of the mean eigenvalue: the larger, the less rare directions are
@@ -162,7 +163,7 @@ class SparseCodingLayer(StoredDictionary):
             if mask is not None and (mask.dtype != torch.bool or mask.shape != counted):
                 raise InputError(f"mask must be bool {tuple(counted)}, got {mask.dtype} {tuple(mask.shape)}")
             if not batched:
-                features, mask = features[None], None if mask is None else mask[None].to(features.device)
+                features, mask = features[None], None if mask is None else mask[None]
             result = self._code(features, dictionary, mask, reconstruction, codes)
         return result if batched else SparseCode._make(each if each is None else each[0] for each in result)
 
@@ -174,20 +175,15 @@ class SparseCodingLayer(StoredDictionary):
         with torch.autocast(support.device.type, enabled=False):
             support = self._normalized(full_precision("support", support, 5))
             mean = support.mean((1, 3, 4)) if self.center else None
-            bound = None
             if mean is not None:
                 support = whitening.less_mean(support, mean)
-            if self.drift:
-                support = support - whitening.drift(support, self._bound(support))[..., None, None]
-                bound = self._bound(support)
+                support = self._less_drift(support, _spread(support))
+            bound = self.drift**2 * _spread(support) if self.drift else None
             moment = whitening.second_moment(support) if self.step == "whiten" else support.new_empty(0)
             index = None
             if self.max_atoms is not None and support[0, :, 0].numel() > self.max_atoms:
                 index = torch.stack([thin(m, None, self.max_atoms, self.receptive_field) for m in support])
             return self._ready(support, index, moment)._replace(mean=mean, drift=bound)
-
-    def _bound(self, support: Tensor) -> Tensor:
-        return self.drift**2 * support.square().sum(2).mean((1, 2, 3))
 
     def _code(
         self, features: Tensor, dictionary: Dictionary, mask: Tensor | None, rebuild: bool, codes: bool
@@ -296,13 +292,18 @@ class SparseCodingLayer(StoredDictionary):
             "backend": self.backend in arguments.BACKENDS,
             "ridge": 0 < self.ridge < math.inf,
             "center": isinstance(self.center, bool),
-            "drift": type(self.drift) in (int, float) and 0 <= self.drift <= (1e6 if self.center else 0),
+            "drift": type(self.drift) in (int, float) and 0 <= self.drift <= (10 if self.center else 0),
         }
         for name, good in checks.items():
             if not good:
                 raise InputError(
                     f"SparseCodingLayer cannot use {name}={getattr(self, name)!r}; see its docstring"
                 )
+
+
+def _spread(maps: Tensor) -> Tensor:
+    """Mean square length of the vectors: (T, K, c, h, w) -> (T,)."""
+    return maps.square().sum(2).mean((1, 2, 3))
 
 
 def _require(condition: Tensor, message: str) -> None:
